@@ -1,0 +1,11 @@
+//! Fixed point diffusion models: the map, how it is solved, and the weights that go in.
+
+mod error;
+mod fixed_point;
+mod model;
+mod schedule;
+
+pub use error::{Error, Result};
+pub use fixed_point::{Detached, FixedPointMap};
+pub use model::{Denoiser, ImplicitModel, Prediction, Problem};
+pub use schedule::Level;
