@@ -1,6 +1,7 @@
 //! Fixed point diffusion models: the map, how it is solved, and the weights that go in.
 
 mod codec;
+pub mod dit;
 mod error;
 mod fixed_point;
 mod model;
