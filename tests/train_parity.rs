@@ -1,0 +1,216 @@
+//! Training against numbers from PyTorch: gradients, the optimiser, the terms of the loss.
+//!
+//! `FPDM_PARITY_DIR` names another folder with a `manifest.json`; kinds and settings come from the manifest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
+use fpdm_core::dit::{Config, Fpdit, Labels, Size};
+use fpdm_core::rng::{Stream, stream};
+use fpdm_core::{Flow, ImplicitModel, NoiseSchedule, Parameterization, Result, Vp};
+use fpdm_train::{
+    AdamW, AdamWConfig, Ema, GradientEstimator, Gradients, Memory, MultiStepJfb, Objective, Parameters, Times,
+    Weighting, clip_grad_norm,
+};
+use serde_json::Value;
+
+const CPU: Device = Device::Cpu;
+
+type Tensors = HashMap<String, Tensor>;
+
+/// Python writes infinities into JSON as bare words, which no JSON parser takes: they become null.
+fn without_bare_words(text: &str) -> String {
+    let (mut out, mut rest, mut quoted) = (String::new(), text, false);
+    while let Some(c) = rest.chars().next() {
+        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|w| !quoted && rest.starts_with(w));
+        let taken = match (word, c) {
+            (Some(word), _) => {
+                out.push_str("null");
+                word.len()
+            }
+            (None, '\\') if quoted => {
+                let len = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
+                out.push_str(&rest[..len]);
+                len
+            }
+            (None, c) => {
+                quoted ^= c == '"';
+                out.push(c);
+                c.len_utf8()
+            }
+        };
+        rest = &rest[taken..];
+    }
+    out
+}
+
+fn cases(kind: &str) -> Vec<(String, Value, Tensors)> {
+    let folder = std::env::var_os("FPDM_PARITY_DIR").map_or("tests/fixtures".into(), PathBuf::from);
+    let mut entries = BTreeMap::new();
+    for name in ["manifest.json", "manifest.train.json"] {
+        let Ok(text) = std::fs::read_to_string(folder.join(name)) else { continue };
+        let Value::Object(found) = serde_json::from_str(&without_bare_words(&text)).unwrap() else { panic!("{name}") };
+        entries.extend(found);
+    }
+    let found: Vec<_> = entries
+        .into_iter()
+        .filter(|(_, entry)| entry["kind"] == kind)
+        .map(|(name, entry)| {
+            let tensors = candle_core::safetensors::load(folder.join(format!("{name}.safetensors")), &CPU).unwrap();
+            (name, entry["meta"].clone(), tensors)
+        })
+        .collect();
+    assert!(!found.is_empty(), "no case of kind {kind} in {}", folder.display());
+    found
+}
+
+fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    let norm = |t: &Tensor| -> f64 {
+        t.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+    };
+    let b = b.to_dtype(DType::F64).unwrap();
+    norm(&(a.to_dtype(DType::F64).unwrap() - &b).unwrap()) / norm(&b).max(1e-30)
+}
+
+#[test]
+fn sjfb_grad() -> Result<()> {
+    for (name, meta, tensors) in cases("sjfb_grad") {
+        let number = |field: &str| meta[field].as_u64().unwrap() as usize;
+        let config = Config {
+            input_size: [number("input_size"); 2],
+            patch_size: number("patch_size"),
+            in_channels: number("in_channels"),
+            hidden_size: number("hidden_size"),
+            num_heads: number("num_heads"),
+            labels: Labels::Classes(number("num_classes")),
+            pre_depth: number("pre_depth"),
+            post_depth: number("post_depth"),
+            pre_post_timestep_conditioning: meta["pre_post_timestep_conditioning"].as_bool().unwrap(),
+            ..Config::fpdm(Size::S, 2)
+        };
+        let variables = VarMap::new();
+        let parameters = config.parameters();
+        for parameter in &parameters {
+            let value = &tensors[&format!("weights.{}", parameter.name)];
+            variables.data().lock().unwrap().insert(parameter.name.clone(), Var::from_tensor(value)?);
+        }
+        let model = Fpdit::new(&config, VarBuilder::from_varmap(&variables, DType::F32, &CPU))?;
+        let flat = Parameters::new(&variables)?;
+        let mut worst = [0f64; 3];
+        for memory in [Memory::Store, Memory::Recompute(2)] {
+            let y = tensors["y"].to_dtype(DType::U32)?;
+            let problem = model.prepare(&tensors["x"], &tensors["t"].to_dtype(DType::F32)?, &y)?;
+            let (without_grad, with_grad) = (number("no_grad_iterations"), number("grad_iterations"));
+            let estimator = MultiStepJfb { without_grad, with_grad, memory, ..Default::default() };
+            let found = estimator.estimate(&problem, &mut stream(0, Stream::Solver, 0))?;
+            let z = Var::from_tensor(found.solution())?;
+            let output = problem.readout(&z)?;
+            worst[0] = worst[0].max(relative(&output, &tensors["output"]));
+            let loss = (output - &tensors["target"])?.sqr()?.mean_all()?;
+            worst[1] = worst[1].max(relative(&loss, &tensors["loss"]));
+            let mut grads = loss.backward()?;
+            let cotangent = grads.remove(&z).unwrap().detach();
+            let mut sums = Gradients::new(&flat);
+            sums.add(grads, 1.)?;
+            found.pullback_solution(&cotangent, &mut |grads| sums.add(grads, 1.))?;
+            for (parameter, grad) in flat.named(&sums.flat()?)? {
+                let want = &tensors[&format!("grads.{parameter}")];
+                let error = relative(&grad, want);
+                assert!(error < 1e-4, "{name}: {parameter}: {error:e}");
+                worst[2] = worst[2].max(error);
+            }
+        }
+        println!("{name}: output {:.1e}, loss {:.1e}, gradients {:.1e}", worst[0], worst[1], worst[2]);
+        assert!(worst[0] < 2e-5 && worst[1] < 2e-5, "{name}: {worst:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn adamw_ema() -> Result<()> {
+    for (name, meta, tensors) in cases("adamw_ema") {
+        let number = |field: &str| meta[field].as_f64().unwrap();
+        let config = AdamWConfig {
+            beta1: meta["betas"][0].as_f64().unwrap(),
+            beta2: meta["betas"][1].as_f64().unwrap(),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+        };
+        let p0 = tensors["p0"].flatten_all()?;
+        let mut adam = AdamW::new(config, p0.clone())?;
+        let mut ema = Ema::new(number("ema_decay"), &p0)?;
+        let mut worst = 0f64;
+        for step in 0..number("steps") as usize {
+            adam.step(&tensors["grads"].get(step)?.flatten_all()?, number("lr"))?;
+            ema.update(&adam.master)?;
+            worst = worst.max(relative(&adam.master, &tensors["p"].get(step)?.flatten_all()?));
+            worst = worst.max(relative(&ema.average, &tensors["ema"].get(step)?.flatten_all()?));
+        }
+        worst = worst.max(relative(&adam.exp_avg, &tensors["exp_avg"].flatten_all()?));
+        worst = worst.max(relative(&adam.exp_avg_sq, &tensors["exp_avg_sq"].flatten_all()?));
+        let (clipped, norm) = clip_grad_norm(&tensors["clip.grad"].flatten_all()?, Some(number("clip_max_norm")))?;
+        worst = worst.max(relative(&clipped, &tensors["clip.out"].flatten_all()?));
+        worst = worst.max(relative(&Tensor::new(norm, &CPU)?, &tensors["clip.norm"]));
+        println!("{name}: {worst:.1e}");
+        assert!(worst < 1e-6, "{name}: {worst:e}");
+    }
+    Ok(())
+}
+
+/// The network of the cases: `tanh(x·(½ + a))·(1 − 0.3a)` and, for the variance, `sin(x + a)`, with `a = t/1000`.
+fn closed_form(x: &Tensor, t: &Tensor) -> Result<(Tensor, Tensor)> {
+    let a = (t.to_dtype(x.dtype())? / 1000.)?.reshape((x.dim(0)?, 1, 1, 1))?;
+    let main = x.broadcast_mul(&(&a + 0.5)?)?.tanh()?.broadcast_mul(&a.affine(-0.3, 1.)?)?;
+    Ok((main, x.broadcast_add(&a)?.sin()?))
+}
+
+#[test]
+fn diffusion_training_terms() -> Result<()> {
+    for (name, meta, tensors) in cases("diffusion") {
+        let set = |field: &str| meta[field].as_bool().unwrap_or(false);
+        let flow = set("use_flow");
+        let mut vp = if meta["noise_schedule"] == "squaredcos_cap_v2" { Vp::cosine(1000)? } else { Vp::default() };
+        if set("use_zero_terminal_snr") {
+            vp = vp.zero_terminal_snr()?;
+        }
+        let objective = if flow {
+            Objective::flow()
+        } else {
+            Objective {
+                schedule: Arc::new(vp.clone()),
+                parameterization: if set("predict_v") { Parameterization::V } else { Parameterization::Eps },
+                weighting: if set("predict_v") { Weighting::P2 { k: 1., gamma: 0.5 } } else { Weighting::Uniform },
+                variance: Some(vp.clone()),
+                times: Times::Whole,
+                label_dropout: 0.,
+            }
+        };
+        objective.check()?;
+        let times = tensors["t"].to_vec1::<i64>()?;
+        let level = |t: &i64| if flow { Flow::default().level(*t as f64) } else { vp.level(*t as f64) };
+        let levels = times.iter().map(level).collect::<Result<Vec<_>>>()?;
+        let wide = |name: &str| tensors[name].to_dtype(DType::F64);
+        let y = Tensor::zeros(times.len(), DType::U32, &CPU)?;
+        let draw = objective.noisy(levels, wide("x0")?, wide("noise")?, y)?;
+        let mut worst = vec![("q_sample", relative(&draw.xt, &tensors["q_sample"]))];
+        let (main, variance) = closed_form(&draw.xt, &draw.t)?;
+        let output = if flow { main } else { Tensor::cat(&[main, variance], 1)? };
+        let losses = objective.losses(&draw, &output)?;
+        match &losses.bound {
+            Some(bound) => {
+                worst.push(("mse", relative(&losses.error, &tensors["train.mse"])));
+                worst.push(("vb", relative(bound, &tensors["train.vb"])));
+                worst.push(("loss", relative(&(&losses.error + bound)?, &tensors["train.loss"])));
+            }
+            None => worst.push(("loss", relative(&losses.error, &tensors["train.loss"]))),
+        }
+        println!("{name}: {worst:?}");
+        // The reference computes in f32, and the bound of a neighbouring step is a small difference.
+        let tolerance = |what: &str| if ["vb", "loss"].contains(&what) { 2e-5 } else { 1e-6 };
+        assert!(worst.iter().all(|(what, error)| *error < tolerance(what)), "{name}: {worst:?}");
+    }
+    Ok(())
+}
