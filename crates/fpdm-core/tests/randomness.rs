@@ -53,12 +53,14 @@ fn numbers_are_the_stored_ones() -> Result<()> {
     let mut stream = rng::stream(42, Stream::Noise, 7);
     assert_eq!([stream.next_u64(), stream.next_u64()], [7539917078144382605, 9099307048230913251]);
     let z = rng::normal(4, &mut rng::stream(42, Stream::Noise, 7), DType::F64, &Device::Cpu)?.to_vec1::<f64>()?;
-    for (got, want) in z.iter().zip([0., 0., 0., 0.]) {
-        println!("{z:?}");
+    for (got, want) in
+        z.iter().zip([-0.26426961524485415, -0.010671728611331786, 0.5486934769139875, -0.04610128892800173])
+    {
+        assert!((got - want).abs() < 1e-12, "{z:?}");
     }
     let u = rng::uniform(2, &mut rng::stream(42, Stream::Noise, 7), DType::F64, &Device::Cpu)?.to_vec1::<f64>()?;
-    for (got, want) in u.iter().zip([0., 0.]) {
-        println!("{u:?}");
+    for (got, want) in u.iter().zip([0.40873972382423474, 0.4932744234902309]) {
+        assert!((got - want).abs() < 1e-12, "{u:?}");
     }
     Ok(())
 }

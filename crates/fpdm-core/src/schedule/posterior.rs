@@ -48,7 +48,7 @@ impl Posterior {
                 return Err(Error::config("schedule", why));
             }
         }
-        if !(to.sigma < from.sigma && to.alpha > 0.) {
+        if !(to.alpha > from.alpha) {
             return Err(Error::config("to", format!("{to:?} is not less noisy than {from:?}; go down in time")));
         }
         let (now, before) = (from.alpha.powi(2), to.alpha.powi(2));
