@@ -11,10 +11,9 @@ use fpdm_core::{
     Anderson, Broyden, Budget, FixedPointMap, Iterates, Picard, Result, Solver, Tolerance, iterates, solve,
 };
 
-/// Aitken's method for vectors: `z' = f(z) − ω·r` with `ω = ⟨r, Δr⟩ / ⟨Δr, Δr⟩·…`, one remembered residual a sample.
+/// Aitken's method for vectors: `z' = z + w·r` with `r = f(z) − z` and `w ← −w·⟨r₋, r − r₋⟩ / ‖r − r₋‖²`.
 ///
-/// With `r = f(z) − z`, the relaxation `w ← −w·⟨r₋, r − r₋⟩ / ‖r − r₋‖²` is the secant slope along the last step, and
-/// `z' = z + w·r`.
+/// One remembered residual a sample; `w` is the secant slope along the last step.
 ///
 /// Irons and Tuck 1969, "A version of the Aitken accelerator for computer iteration", equation 6.
 struct Aitken;

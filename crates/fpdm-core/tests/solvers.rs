@@ -139,6 +139,25 @@ fn quasi_newton_needs_fewer_applications() -> Result<()> {
     Ok(())
 }
 
+/// In half precision a solve cannot end, so what is compared is how far the same applications get.
+#[test]
+fn acceleration_survives_low_precision() -> Result<()> {
+    let f64s = linear(200, 0.97, 4)?;
+    let answer = solve(&Broyden::default(), &*f64s, start(2, 200)?, &mut Budget(400))?.z;
+    for dtype in [DType::F32, DType::BF16] {
+        let f = |z: &Tensor| -> Result<Tensor> { Ok(f64s.apply(&z.to_dtype(DType::F64)?)?.to_dtype(dtype)?) };
+        let error = |solver: &dyn Solver| -> Result<f64> {
+            let z = solve(solver, &f, start(2, 200)?.to_dtype(dtype)?, &mut Budget(40))?.finite()?.z;
+            gap(&z, &answer)
+        };
+        let (picard, anderson, broyden) =
+            (error(&Picard::default())?, error(&Anderson::default())?, error(&Broyden::default())?);
+        println!("{dtype:?}: picard {picard:.2e}, anderson {anderson:.2e}, broyden {broyden:.2e}");
+        assert!(2. * anderson < picard && 2. * broyden < picard, "{dtype:?}: {picard} {anderson} {broyden}");
+    }
+    Ok(())
+}
+
 #[test]
 fn n_picard_applications_give_the_nth_iterate() -> Result<()> {
     let f = affine(0.5);
