@@ -83,3 +83,8 @@ pub use schedule::{Flow, Level, NoiseSchedule, Posterior, Vp, diffuse};
 pub use solve::{Solution, StopReason, solve, solve_recorded};
 pub use solver::{Anderson, Broyden, Iterates, Picard, Solver, iterates};
 pub use stop::{Budget, Divergence, Stagnation, StopRule, Tolerance};
+
+/// Compiles the plug-ins of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/extending.md")]
+struct Extending;
