@@ -22,7 +22,7 @@ use crate::{Error, FixedPointMap, Result};
 ///
 /// # Cost
 ///
-/// One application an iterate; `2·memory` states in f32 (f64 for f64 maps) and six passes over them; two synchronisations
+/// One application an iterate; `2·memory` states in f32 (f64 for f64 maps) and six passes over them; one synchronisation
 /// an iterate, because the small system is solved on the host in f64.
 ///
 /// # Shapes
@@ -76,7 +76,7 @@ impl Solver for Anderson {
         }
         let mut last: Option<(Tensor, Tensor)> = None;
         let (mut dz, mut dr) = (VecDeque::new(), VecDeque::new()); // newest first, (B, D) each
-        let mut gram = VecDeque::new(); // ⟨ΔR_i, ΔR_j⟩ of j ≥ i, (B, m) each
+        let mut dots = VecDeque::new(); // with ΔR_j, j ≥ i: of ΔR_i, and of the residual that came with it
         iterates(f, z0, move |z, fz| {
             let (point, image) = (samples(z)?, samples(fz)?);
             let step = (&point + ((&image - &point)? * self.mixing)?)?;
@@ -92,15 +92,14 @@ impl Solver for Anderson {
             }
             let dr = Tensor::stack(dr.make_contiguous(), 1)?; // (B, m, D)
             let dz = Tensor::stack(dz.make_contiguous(), 1)?;
-            gram.push_front(products(&dr, &dr.get_on_dim(1, 0)?)?);
-            gram.truncate(self.memory);
+            dots.push_front(products(&dr, [&dr.get_on_dim(1, 0)?, &r1])?);
+            dots.truncate(self.memory);
             let (b, m, _) = dr.dims3()?;
-            let against = products(&dr, &r1)?;
             // Below this share of its own length, what a column adds to the ones before it is rounding.
             let noise = if dr.dtype() == DType::F64 { 1e-14 } else { 1e-6 };
             let gamma = (0..b).flat_map(|b| {
-                let entry = |i: usize, j: usize| gram[i][b][j - i];
-                least_squares(entry, &against[b], self.regularisation, noise)
+                let g: Vec<f64> = dots[0][b].iter().map(|dot| dot[1]).collect();
+                least_squares(|i, j| dots[i][b][j - i][0], &g, self.regularisation, noise)
             });
             let gamma = Tensor::from_iter(gamma, &Device::Cpu)?.reshape((b, 1, m))?;
             let gamma = gamma.to_dtype(dr.dtype())?.to_device(dr.device())?;
@@ -110,10 +109,12 @@ impl Solver for Anderson {
     }
 }
 
-/// The inner products of `x` `(B, D)` with each column of every sample, `(B, m, D)`, on the host.
-fn products(columns: &Tensor, x: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let flat = host(&columns.matmul(&x.unsqueeze(2)?)?)?;
-    Ok(flat.chunks(columns.dims()[1]).map(<[f64]>::to_vec).collect())
+/// The inner products of two `x` `(B, D)` with the columns `(B, m, D)`, by sample and column, in one transfer.
+fn products(columns: &Tensor, x: [&Tensor; 2]) -> Result<Vec<Vec<[f64; 2]>>> {
+    let dot = |x: &Tensor| columns.matmul(&x.unsqueeze(2)?.contiguous()?); // (B, m, 1)
+    let flat = host(&Tensor::cat(&[dot(x[0])?, dot(x[1])?], 2)?)?;
+    let by_sample = flat.chunks(2 * columns.dims()[1]);
+    Ok(by_sample.map(|dots| dots.chunks(2).map(|dot| [dot[0], dot[1]]).collect()).collect())
 }
 
 /// Solves `(G + λ·diag G)·γ = g` by Cholesky, leaving out columns that add nothing to newer ones. `gram(i, j)`, `i ≤ j`.
