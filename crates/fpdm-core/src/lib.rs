@@ -1,8 +1,11 @@
 //! Fixed point diffusion models: the map, how it is solved, and the weights that go in.
 
+pub mod checkpoint;
 mod error;
 mod fixed_point;
+pub mod hub;
 mod model;
+pub mod params;
 mod schedule;
 
 pub use error::{Error, Result};
