@@ -95,8 +95,7 @@ impl<'a> RepoCache<'a> {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&pointer, e)),
                 _ => {}
             }
-            link(blob, &pointer, Path::new(self.file.path).components().count())
-                .map_err(|e| Error::io(&pointer, e))?;
+            link(blob, &pointer, Path::new(self.file.path).components().count()).map_err(|e| Error::io(&pointer, e))?;
         }
         if !self.is_commit() {
             self.repo.create_ref(commit).map_err(|e| Error::io(self.root.join(&self.folder).join("refs"), e))?;

@@ -130,9 +130,9 @@ fn verify(file: RemoteFile, meta: &Metadata, size: Option<u64>, partial: &Path) 
     let got = sha256(partial)?;
     if got != expected {
         remove(partial)?;
-        return Err(file.error(format!(
-            "expected SHA-256 {expected}, got {got}; removed, run again to download it anew"
-        )));
+        return Err(
+            file.error(format!("expected SHA-256 {expected}, got {got}; removed, run again to download it anew"))
+        );
     }
     Ok(())
 }

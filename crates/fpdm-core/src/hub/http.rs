@@ -162,7 +162,13 @@ impl<'a> Http<'a> {
     }
 
     fn url(&self, file: RemoteFile) -> String {
-        format!("{}/{}/resolve/{}/{}", self.hub.endpoint, file.repo, escape(file.revision, b""), escape(file.path, b"/"))
+        format!(
+            "{}/{}/resolve/{}/{}",
+            self.hub.endpoint,
+            file.repo,
+            escape(file.revision, b""),
+            escape(file.path, b"/")
+        )
     }
 }
 
