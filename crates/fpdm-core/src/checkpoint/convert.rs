@@ -26,7 +26,7 @@ impl Checkpoint {
             ));
         }
         let mut out = Vec::new();
-        let depth = self.hints().map_or(0, |hints| hints.depth);
+        let depth = if layout == Layout::DiffusersDit { self.hints()?.depth } else { 0 };
         for ours in self.names() {
             let tensor = self.tensor(ours, dtype, &Device::Cpu)?;
             if layout != Layout::DiffusersDit {

@@ -51,7 +51,8 @@ pub(super) fn recipes(
     let mut recipes = Recipes::new();
     let mut unused: BTreeSet<&str> = names.iter().copied().filter(|name| !BUFFERS.contains(name)).collect();
     let mut put = |ours: String, theirs: &[String]| {
-        if theirs.iter().all(|name| unused.remove(name.as_str())) {
+        if theirs.iter().all(|name| unused.contains(name.as_str())) {
+            unused.retain(|name| !theirs.iter().any(|used| used == name));
             let stored = theirs.iter().map(|name| format!("{prefix}{name}"));
             let recipe = match theirs {
                 [one] => Recipe::Whole(format!("{prefix}{one}")),

@@ -76,11 +76,15 @@ impl Checkpoint {
         }
         let blocks = |prefix: &str| {
             let number = |name: &String| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
-            shapes.keys().filter_map(number).collect::<BTreeSet<_>>().len()
+            let numbers: BTreeSet<usize> = shapes.keys().filter_map(number).collect();
+            match numbers.iter().enumerate().find(|(expected, got)| expected != *got) {
+                Some((missing, _)) => Err(bad(format!("{prefix}{missing} is missing, but there are blocks after it"))),
+                None => Ok(numbers.len()),
+            }
         };
-        let (pre_depth, post_depth, depth) = (blocks("blocks_pre."), blocks("blocks_post."), blocks("blocks."));
+        let (pre_depth, post_depth, depth) = (blocks("blocks_pre.")?, blocks("blocks_post.")?, blocks("blocks.")?);
         let implicit = self.layout() == Layout::Fpdm;
-        let group = if implicit { blocks("blocks_fixed_point.").max(1) } else { 0 };
+        let group = if implicit { blocks("blocks_fixed_point.")?.max(1) } else { 0 };
         let block_embedders = shapes.contains_key("blocks.0.t_embedder.mlp.0.weight");
         let prefix = if block_embedders { "blocks.0." } else { "" };
         let labels = match (
