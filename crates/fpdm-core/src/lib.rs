@@ -62,12 +62,15 @@
 //! noise. Shapes: **B** batch, **C** channels, **H** height, **W** width, **T** tokens, **D** width of a token. One
 //! *application* is one `f`, one *solve* one fixed point, one *step* one noise level, a *budget* counts applications.
 
+pub mod checkpoint;
 mod codec;
 pub mod dit;
 mod error;
 mod fixed_point;
+pub mod hub;
 mod model;
 mod parameterization;
+pub mod params;
 pub mod rng;
 mod schedule;
 mod solve;
