@@ -7,18 +7,8 @@ use serde_json::{Value, json};
 use super::container::broken;
 use super::layout::Layout;
 use super::open::Checkpoint;
+use crate::dit::{Architecture, Config, Labels};
 use crate::{Error, Result};
-
-/// What a network is conditioned on besides time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Labels {
-    /// Nothing.
-    None,
-    /// Class numbers below this one, and a null class.
-    Classes(usize),
-    /// Vectors of this length.
-    Vector(usize),
-}
 
 /// The settings of a network, as far as its tensors tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,11 +133,11 @@ impl Hints {
         self.mlp_norm_eps = config.get("norm_eps").and_then(Value::as_f64).unwrap_or(self.mlp_norm_eps);
     }
 
-    /// The `config.json` of this network. This is the only place that knows its keys here.
+    /// The settings of this network.
     ///
     /// # Errors
-    /// [`Error::Config`] if heads or latent size are not known.
-    pub fn config_json(&self) -> Result<Value> {
+    /// [`Error::Config`] if heads or latent size are not known, or no network can be built like this.
+    pub fn config(&self) -> Result<Config> {
         let Some(num_heads) = self.num_heads else {
             return Err(Error::config(
                 "num_heads",
@@ -157,29 +147,27 @@ impl Hints {
         let Some(input_size) = self.input_size else {
             return Err(Error::config("input_size", "no tensor tells the height and width of the latents; set them"));
         };
-        Ok(json!({
-            "architecture": if self.implicit { "fpdm" } else { "dit" },
-            "input_size": input_size,
-            "patch_size": self.patch_size,
-            "in_channels": self.in_channels,
-            "hidden_size": self.hidden_size,
-            "num_heads": num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "pre_depth": self.pre_depth,
-            "group": self.group,
-            "post_depth": self.post_depth,
-            "depth": self.depth,
-            "labels": match self.labels {
-                Labels::None => json!("none"),
-                Labels::Classes(n) => json!({ "classes": n }),
-                Labels::Vector(n) => json!({ "vector": n }),
-            },
-            "learn_sigma": self.learn_sigma,
-            "pre_post_timestep_conditioning": self.pre_post_timestep_conditioning,
-            "timestep_frequency_shift": self.timestep_frequency_shift,
-            "mlp_norm_eps": self.mlp_norm_eps,
-            "block_embedders": self.block_embedders,
-        }))
+        let config = Config {
+            architecture: if self.implicit { Architecture::Fpdm } else { Architecture::Dit },
+            input_size,
+            patch_size: self.patch_size,
+            in_channels: self.in_channels,
+            hidden_size: self.hidden_size,
+            num_heads,
+            mlp_ratio: self.mlp_ratio,
+            pre_depth: self.pre_depth,
+            group: self.group,
+            post_depth: self.post_depth,
+            depth: self.depth,
+            labels: self.labels,
+            learn_sigma: self.learn_sigma,
+            pre_post_timestep_conditioning: self.pre_post_timestep_conditioning,
+            timestep_frequency_shift: self.timestep_frequency_shift,
+            mlp_norm_eps: self.mlp_norm_eps,
+            block_embedders: self.block_embedders,
+        };
+        config.check()?;
+        Ok(config)
     }
 
     /// The `config.json` that diffusers expects beside [`Layout::DiffusersDit`].
@@ -187,14 +175,11 @@ impl Hints {
     /// # Errors
     /// [`Error::Config`] if heads or latent size are not known, or diffusers has no such network.
     pub fn diffusers_json(&self) -> Result<Value> {
-        let ours = self.config_json()?;
+        let config = self.config()?;
         let Labels::Classes(classes) = self.labels else {
             return Err(Error::config("labels", format!("{:?}: diffusers' DiT knows classes only", self.labels)));
         };
-        let heads = self.num_heads.filter(|&heads| heads > 0 && self.hidden_size % heads == 0);
-        let Some(heads) = heads else {
-            return Err(Error::config("num_heads", format!("{} is no divisor of the width", ours["num_heads"])));
-        };
+        let heads = config.num_heads;
         let side = self.input_size.filter(|[height, width]| height == width).map(|[side, _]| side);
         let Some(side) = side else {
             return Err(Error::config("input_size", "diffusers' DiT knows square latents only"));

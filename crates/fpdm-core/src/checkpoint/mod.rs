@@ -37,7 +37,7 @@ mod write;
 
 pub(crate) use check::{Entry, problems};
 pub(crate) use container::Container;
-pub use hints::{Hints, Labels};
+pub use hints::Hints;
 pub use layout::Layout;
 pub use open::{Checkpoint, Which};
 pub(crate) use safetensors::Safetensors;
