@@ -62,12 +62,16 @@
 //! noise. Shapes: **B** batch, **C** channels, **H** height, **W** width, **T** tokens, **D** width of a token. One
 //! *application* is one `f`, one *solve* one fixed point, one *step* one noise level, a *budget* counts applications.
 
+pub mod checkpoint;
 mod codec;
 pub mod dit;
 mod error;
 mod fixed_point;
+pub mod hub;
 mod model;
 mod parameterization;
+pub mod params;
+mod pretrained;
 pub mod rng;
 mod schedule;
 mod solve;
@@ -79,7 +83,13 @@ pub use error::{Error, Result};
 pub use fixed_point::{Detached, FixedPointMap, Iterate, Residual};
 pub use model::{Denoiser, ImplicitModel, Prediction, Problem};
 pub use parameterization::Parameterization;
+pub use pretrained::Pretrained;
 pub use schedule::{Flow, Level, NoiseSchedule, Posterior, Vp, diffuse};
 pub use solve::{Solution, StopReason, solve, solve_recorded};
 pub use solver::{Anderson, Broyden, Iterates, Picard, Solver, iterates};
 pub use stop::{Budget, Divergence, Stagnation, StopRule, Tolerance};
+
+/// Compiles the plug-ins of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/extending.md")]
+struct Extending;
