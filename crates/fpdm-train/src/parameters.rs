@@ -59,6 +59,11 @@ impl Parameters {
         self.len == 0
     }
 
+    /// The dtype that the network works in: that of the first variable by name.
+    pub fn dtype(&self) -> DType {
+        self.entries.first().map_or(DType::F32, |entry| entry.var.dtype())
+    }
+
     /// Where the variables are.
     pub fn device(&self) -> &Device {
         &self.device

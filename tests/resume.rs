@@ -1,0 +1,305 @@
+//! A run that is interrupted is the run that was not, and an interrupted save loses nothing.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use fpdm_core::dit::{Config, Fpdit, Labels, Size, init, perturb_gates};
+use fpdm_core::rng::{self, Stream};
+use fpdm_core::{Error, Moments, Result};
+use fpdm_train::{
+    AdamWConfig, Batch, Consistency, DataSource, Decay, JacobianPenalty, LearningRate, Memory, Objective, Order,
+    Settings, State, StochasticJfb, Supervision, Trainer, latest_checkpoint,
+};
+use serde_json::json;
+
+const CPU: Device = Device::Cpu;
+const CLASSES: usize = 3;
+
+/// Eleven latents of noise around their class.
+struct Blobs(Order);
+
+impl Blobs {
+    fn new() -> Result<Self> {
+        Ok(Self(Order::new(11, 5)?))
+    }
+}
+
+impl DataSource for Blobs {
+    fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+        let positions: Vec<u64> = (index * size as u64..(index + 1) * size as u64).collect();
+        let samples: Vec<u64> = positions.iter().map(|&p| self.0.at(p) as u64).collect();
+        let noise = rng::normal_batch(9, Stream::Noise, &samples, (4, 4, 4), DType::F32, &CPU)?;
+        let classes: Vec<u32> = samples.iter().map(|s| (s % CLASSES as u64) as u32).collect();
+        let centres: Vec<f32> = classes.iter().map(|&c| c as f32 - 1.).collect();
+        let mean = (noise * 0.1)?.broadcast_add(&Tensor::from_vec(centres, (size, 1, 1, 1), &CPU)?)?;
+        let std = (mean.ones_like()? * 0.01)?;
+        Ok(Batch { moments: Moments { mean, std }, y: Tensor::new(classes, &CPU)?, positions })
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        batch_size: 4,
+        accumulate: 2,
+        lr: LearningRate { peak: 2e-3, warmup: 2, decay: Decay::Cosine, total: 40, floor: 0.1 },
+        adamw: AdamWConfig { weight_decay: 0.01, ..Default::default() },
+        ema: vec![0.9, 0.99],
+        ..Default::default()
+    }
+}
+
+fn trainer(settings: Settings, dtype: DType) -> Result<(Trainer<Fpdit>, VarMap)> {
+    let config = Config {
+        input_size: [4, 4],
+        hidden_size: 16,
+        num_heads: 2,
+        labels: Labels::Classes(CLASSES),
+        ..Config::fpdm(Size::S, 2)
+    };
+    let weights = init(&config, 1, dtype, &CPU)?;
+    perturb_gates(&config, &weights, 2, 0.02)?;
+    let model = Fpdit::new(&config, VarBuilder::from_varmap(&weights, dtype, &CPU))?;
+    let estimator =
+        StochasticJfb { without_grad: 0..=2, with_grad: 1..=3, memory: Memory::Recompute(2), ..Default::default() };
+    let description = json!({ "model": config });
+    let objective = Objective::published()?;
+    let run = Trainer::new(model, config.labels, &weights, objective, Box::new(estimator), settings, description)?;
+    Ok((run, weights))
+}
+
+fn bits(state: &State) -> Vec<(String, Vec<u32>)> {
+    let groups = [("w", &state.weights), ("m", &state.exp_avg), ("v", &state.exp_avg_sq)];
+    let ema = state.ema.iter().map(|(_, named)| ("e", named));
+    groups
+        .into_iter()
+        .chain(ema)
+        .flat_map(|(kind, named)| named.iter().map(move |(name, t)| (format!("{kind}.{name}"), t)))
+        .map(|(name, t)| {
+            let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            (name, values.into_iter().map(f32::to_bits).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn ten_steps_are_five_saved_loaded_and_five() -> Result<()> {
+    for dtype in [DType::F32, DType::BF16] {
+        let data = Blobs::new()?;
+        let (mut whole, _) = trainer(settings(), dtype)?;
+        let reports = whole.steps(&data).take(10).collect::<Result<Vec<_>>>()?;
+
+        let folder = tempfile::tempdir().unwrap();
+        let (mut first, _) = trainer(settings(), dtype)?;
+        for _ in 0..5 {
+            first.step(&data)?;
+        }
+        let path = first.state()?.save(folder.path(), 2)?;
+        drop(first);
+        let (mut second, _) = trainer(settings(), dtype)?;
+        second.restore(&State::load(&path)?)?;
+        assert_eq!(second.steps_done(), 5);
+        for want in &reports[5..] {
+            let got = second.step(&data)?;
+            assert_eq!((got.step, got.loss, got.grad_norm), (want.step, want.loss, want.grad_norm));
+            assert_eq!((got.n, got.m, got.residual, got.lr), (want.n, want.m, want.residual, want.lr));
+        }
+        assert!(bits(&whole.state()?) == bits(&second.state()?), "{dtype:?}: other weights after resuming");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_small_network_learns() -> Result<()> {
+    let data = Blobs::new()?;
+    let (mut run, _) =
+        trainer(Settings { lr: LearningRate { peak: 3e-3, ..Default::default() }, ..settings() }, DType::F32)?;
+    let losses: Vec<f64> = run.steps(&data).take(120).map(|r| r.map(|r| r.error)).collect::<Result<_>>()?;
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (start, end) = (mean(&losses[..20]), mean(&losses[100..]));
+    assert!(end < 0.7 * start, "{start} became {end}");
+    Ok(())
+}
+
+#[test]
+fn every_option_trains_and_reports() -> Result<()> {
+    let options = Settings {
+        supervision: Supervision::Discounted(0.8),
+        jacobian: Some(JacobianPenalty::default()),
+        consistency: Some(Consistency::default()),
+        ..settings()
+    };
+    let (mut run, _) = trainer(options, DType::F32)?;
+    let report = run.step(&Blobs::new()?)?;
+    assert!(report.jacobian > 0. && report.consistency > 0. && report.bound > 0. && report.error > 0.);
+    let sum = report.error + report.bound + report.jacobian + report.consistency;
+    assert!((report.loss - sum).abs() < 1e-12);
+    assert!(report.residual > 0. && report.grad_norm > 0. && report.images_per_s > 0.);
+    let line = serde_json::to_string(&report).unwrap();
+    assert!(!line.contains('\n') && line.contains("\"grad_norm\":"));
+    Ok(())
+}
+
+#[test]
+fn accumulating_is_a_larger_batch() -> Result<()> {
+    let gradient = |batch_size, accumulate| -> Result<f64> {
+        let (mut run, _) = trainer(Settings { batch_size, accumulate, ..settings() }, DType::F32)?;
+        Ok(run.step(&Blobs::new()?)?.grad_norm)
+    };
+    let (one, two) = (gradient(4, 1)?, gradient(2, 2)?);
+    assert!((one - two).abs() < 1e-5 * one, "{one} and {two}");
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_of_another_configuration_names_the_fields() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = trainer(settings(), DType::F32)?;
+    let path = run.state()?.save(folder.path(), 1)?;
+    let (mut other, _) = trainer(Settings { batch_size: 8, seed: 3, ..settings() }, DType::F32)?;
+    let error = other.restore(&State::load(&path)?).unwrap_err().to_string();
+    assert!(error.contains("training.batch_size is 4 there and 8 here"), "{error}");
+    assert!(error.contains("training.seed is 0 there and 3 here"), "{error}");
+    let error = other.state()?.save(folder.path(), 1).unwrap_err().to_string();
+    assert!(error.contains("another folder"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn damage_is_found_and_named() -> Result<()> {
+    let damages: [(&str, fn(&Path)); 4] = [
+        ("truncated", |f| std::fs::write(f, &std::fs::read(f).unwrap()[..99]).unwrap()),
+        ("corrupt", |f| {
+            let mut bytes = std::fs::read(f).unwrap();
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            std::fs::write(f, bytes).unwrap();
+        }),
+        ("No such file", |f| std::fs::remove_file(f).unwrap()),
+        ("truncated", |f| std::fs::write(f, b"").unwrap()),
+    ];
+    let (run, _) = trainer(settings(), DType::F32)?;
+    for (word, damage) in damages {
+        for file in ["weights.safetensors", "optimiser.safetensors", "ema-0.9.safetensors"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = run.state()?.save(folder.path(), 1)?;
+            damage(&path.join(file));
+            let error = State::load(&path).unwrap_err().to_string();
+            assert!(error.contains(file) && error.contains(word), "{error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_last_k_are_kept_and_a_failed_save_leaves_them() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = trainer(settings(), DType::F32)?;
+    let state = run.state()?;
+    for step in 1..=4 {
+        State { step, ..state.clone() }.save(folder.path(), 2)?;
+    }
+    let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["step-0000000003", "step-0000000004"]);
+    assert!(state.save(folder.path(), 0).is_err());
+    // A file where a folder must be: nothing can be written below it.
+    let file = folder.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    assert!(matches!(state.save(&file, 1), Err(Error::Io { .. })));
+    assert_eq!(State::load(latest_checkpoint(folder.path())?.unwrap())?.step, 4);
+    assert_eq!(latest_checkpoint(folder.path().join("nowhere"))?, None);
+    Ok(())
+}
+
+#[test]
+fn a_gradient_that_is_no_number_changes_nothing() -> Result<()> {
+    struct Broken;
+    impl DataSource for Broken {
+        fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+            let batch = Blobs::new()?.batch(index, size)?;
+            let mean = (batch.moments.mean * f64::NAN)?;
+            Ok(Batch { moments: Moments { mean, std: batch.moments.std }, ..batch })
+        }
+    }
+    let (mut run, _) = trainer(settings(), DType::F32)?;
+    run.step(&Blobs::new()?)?;
+    let before = bits(&run.state()?);
+    let error = run.step(&Broken).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+    assert!(before == bits(&run.state()?));
+    assert_eq!(run.steps_done(), 1);
+    Ok(())
+}
+
+#[test]
+fn labels_outside_the_classes_are_refused() -> Result<()> {
+    struct Mislabelled;
+    impl DataSource for Mislabelled {
+        fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+            let batch = Blobs::new()?.batch(index, size)?;
+            Ok(Batch { y: Tensor::full(7u32, size, &CPU)?, ..batch })
+        }
+    }
+    let error = trainer(settings(), DType::F32)?.0.step(&Mislabelled).unwrap_err().to_string();
+    assert!(error.contains("class 7 at position 0") && error.contains("0 to 2"), "{error}");
+    Ok(())
+}
+
+const ROLE: &str = "FPDM_TEST_SAVES_INTO";
+const KILLS: usize = 40;
+
+/// What the killed process does: saves one state after the other for ever.
+fn save_for_ever(folder: &Path) -> Result<()> {
+    let (run, _) = trainer(settings(), DType::F32)?;
+    let state = run.state()?;
+    let last = match latest_checkpoint(folder)? {
+        Some(path) => State::load(path)?.step,
+        None => 0,
+    };
+    for step in last + 1.. {
+        State { step, ..state.clone() }.save(folder, 2)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_a_loadable_checkpoint() -> Result<()> {
+    if let Some(folder) = std::env::var_os(ROLE) {
+        return save_for_ever(Path::new(&folder));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for kill in 0..KILLS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_kill_at_any_moment_leaves_a_loadable_checkpoint"])
+            .env(ROLE, folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The clock starts with the child's first own checkpoint, so that the kill falls into one of the next.
+        let start = Instant::now();
+        let step = || latest_checkpoint(folder.path()).unwrap().map_or(0, |p| number(&p));
+        while step() <= last {
+            assert!(start.elapsed() < Duration::from_secs(60), "the child saves nothing");
+            assert!(child.try_wait().unwrap().is_none(), "the child has ended by itself");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_micros(kill as u64 * 397 % 9000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let path = latest_checkpoint(folder.path())?.expect("a checkpoint was there");
+        let state = State::load(&path)?;
+        assert!(state.step > last, "a checkpoint was lost: {} after {last}", state.step);
+        last = state.step;
+    }
+    println!("{KILLS} kills, {last} checkpoints");
+    Ok(())
+}
+
+fn number(path: &Path) -> u64 {
+    path.file_name().unwrap().to_str().unwrap()["step-".len()..].parse().unwrap()
+}
