@@ -12,7 +12,10 @@ mod parameters;
 mod trainer;
 
 pub use checkpoint::{State, latest_checkpoint};
-pub use data::{Batch, DataSource, Order};
+pub use data::{
+    Batch, DataSource, ImageDecoder, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards, NpyFolders,
+    Order, Part, Pixels, ShardEntry, TarShards,
+};
 pub use ema::Ema;
 pub use estimator::{
     Effort, Estimate, GradientEstimator, Implicit, Jfb, Memory, MultiStepJfb, Phantom, Sink, StochasticJfb, Unrolled,

@@ -1,12 +1,20 @@
 //! Where training samples come from.
 
+mod images;
+mod latents;
+mod npy;
 mod order;
+mod tar;
 
 use candle_core::{DType, Tensor};
 use fpdm_core::dit::Labels;
 use fpdm_core::{Error, Moments, Result};
 
+pub use self::images::{ImageDecoder, ImageFolder, ImageSource, Part, Pixels};
+pub use self::latents::{LatentIndex, LatentShard, LatentShards, ShardEntry};
+pub use self::npy::NpyFolders;
 pub use self::order::Order;
+pub use self::tar::TarShards;
 
 /// Batch number `index` is a pure function: shuffling, resuming and prefetching need no state.
 ///

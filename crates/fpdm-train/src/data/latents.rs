@@ -1,0 +1,320 @@
+//! Encoded data sets.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+use fpdm_core::{Error, Moments, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Batch, DataSource, Order};
+use crate::checkpoint::{hex, sync_folder, write_file};
+
+const INDEX: &str = "index.json";
+/// The least log-variance that is stored: that of a codec that is certain is minus infinity.
+const FLOOR: f64 = -30.;
+
+/// What a folder of latent shards holds: `index.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentIndex {
+    /// What the latents were encoded with.
+    pub codec: String,
+    /// What they were encoded from.
+    pub source: String,
+    /// Images of the source.
+    pub images: usize,
+    /// The names of the classes.
+    pub classes: Vec<String>,
+    /// The shards, in the order of the source.
+    pub shards: Vec<ShardEntry>,
+    /// Images that could not be decoded, with the reason.
+    pub skipped: BTreeMap<String, String>,
+}
+
+/// One shard of a [`LatentIndex`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// Its file beside the index.
+    pub file: String,
+    /// The images of the source up to which it goes.
+    pub end: usize,
+    /// Samples in it.
+    pub samples: usize,
+    /// Its length.
+    pub bytes: u64,
+    /// Its checksum.
+    pub sha256: String,
+}
+
+/// The samples of one shard, as they and their mirror images were encoded.
+pub struct LatentShard {
+    /// `(N, C, H, W)` each.
+    pub upright: Moments,
+    /// The same of the mirrored images.
+    pub flipped: Moments,
+    /// The class of each.
+    pub classes: Vec<u32>,
+}
+
+impl LatentIndex {
+    /// Reads the index of a folder, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Config`] for an index that cannot be understood.
+    pub fn read(folder: impl AsRef<Path>) -> Result<Option<Self>> {
+        let path = folder.as_ref().join(INDEX);
+        match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(path, e)),
+            Ok(text) => Ok(Some(
+                serde_json::from_slice(&text)
+                    .map_err(|e| Error::config("data", format!("{}: {e}; encode it again", path.display())))?,
+            )),
+        }
+    }
+
+    /// Images of the source that are done: where encoding goes on.
+    pub fn done(&self) -> usize {
+        self.shards.last().map_or(0, |shard| shard.end)
+    }
+
+    /// Samples of all shards.
+    pub fn samples(&self) -> usize {
+        self.shards.iter().map(|shard| shard.samples).sum()
+    }
+
+    /// Writes a shard with the source's images up to `end` and then the index that has it.
+    ///
+    /// Both are written beside their places and renamed: whatever happens, the index names whole shards alone.
+    pub fn append(&mut self, folder: impl AsRef<Path>, shard: &LatentShard, end: usize) -> Result<()> {
+        let folder = folder.as_ref();
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let samples = shard.classes.len();
+        let file = format!("latents-{:06}.safetensors", self.shards.len());
+        let log_var = |m: &Moments| -> Result<Tensor> {
+            Ok((m.std.to_dtype(DType::F32)?.log()? * 2.)?.clamp(FLOOR, f64::from(f32::MAX))?)
+        };
+        let half = |t: Tensor| -> Result<Tensor> { Ok(t.to_dtype(DType::F16)?.to_device(&Device::Cpu)?) };
+        let tensors: BTreeMap<&str, Tensor> = [
+            ("mean", half(shard.upright.mean.clone())?),
+            ("log_var", half(log_var(&shard.upright)?)?),
+            ("mean_flipped", half(shard.flipped.mean.clone())?),
+            ("log_var_flipped", half(log_var(&shard.flipped)?)?),
+            ("labels", Tensor::new(shard.classes.as_slice(), &Device::Cpu)?),
+        ]
+        .into();
+        if tensors.values().any(|t| t.dims().first() != Some(&samples)) {
+            return Err(Error::shape("a shard: samples of each part", samples, shard.upright.mean.dims()));
+        }
+        let bytes = safetensors::serialize(&tensors, None).map_err(Error::other)?;
+        replace(folder, &file, &bytes)?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        self.shards.push(ShardEntry { file, end, samples, bytes: bytes.len() as u64, sha256 });
+        self.write(folder)
+    }
+
+    /// Writes the index.
+    pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        replace(folder, INDEX, &serde_json::to_vec_pretty(self).map_err(Error::other)?)
+    }
+}
+
+fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let (partial, path) = (folder.join(format!(".partial-{name}")), folder.join(name));
+    let written =
+        write_file(&partial, bytes).and_then(|()| fs::rename(&partial, &path).map_err(|e| Error::io(&path, e)));
+    if let Err(error) = written {
+        // The first error matters; what was left unfinished would only be in the way.
+        let _ = fs::remove_file(&partial);
+        return Err(error);
+    }
+    sync_folder(folder)
+}
+
+/// A folder of latent shards as training samples; each comes upright or mirrored by a fair coin.
+pub struct LatentShards {
+    index: LatentIndex,
+    shards: Vec<Rows>,
+    /// The sample at which each shard starts.
+    starts: Vec<usize>,
+    order: Order,
+    device: Device,
+}
+
+impl LatentShards {
+    /// Opens all shards of the index; batches are shuffled by `seed` and put on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names a shard that is missing, truncated or no shard, or for an empty set.
+    pub fn open(folder: impl AsRef<Path>, seed: u64, device: &Device) -> Result<Self> {
+        let folder = folder.as_ref();
+        let index = LatentIndex::read(folder)?.ok_or_else(|| {
+            Error::config("data", format!("{} has no {INDEX}; encode a data set into it first", folder.display()))
+        })?;
+        let shards =
+            index.shards.iter().map(|entry| Rows::open(&folder.join(&entry.file), entry)).collect::<Result<_>>()?;
+        let starts = index.shards.iter().scan(0, |next, shard| {
+            *next += shard.samples;
+            Some(*next - shard.samples)
+        });
+        let starts = starts.collect();
+        let order = Order::new(index.samples(), seed)?;
+        Ok(Self { index, shards, starts, order, device: device.clone() })
+    }
+
+    /// What is in the folder.
+    pub fn index(&self) -> &LatentIndex {
+        &self.index
+    }
+
+    /// The shape `(C, H, W)` of a latent.
+    pub fn shape(&self) -> Vec<usize> {
+        self.shards
+            .first()
+            .and_then(|rows| rows.parts.get("mean"))
+            .map_or_else(Vec::new, |part| part.shape[1..].to_vec())
+    }
+
+    /// Reads every shard and compares its checksum.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the first corrupt shard.
+    pub fn verify(&self) -> Result<()> {
+        for (rows, entry) in self.shards.iter().zip(&self.index.shards) {
+            let bytes = fs::read(&rows.path).map_err(|e| Error::io(&rows.path, e))?;
+            if hex(&Sha256::digest(&bytes)) != entry.sha256 {
+                return Err(damaged(&rows.path, "corrupt: its checksum is another"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DataSource for LatentShards {
+    fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+        let positions: Vec<u64> = (0..size as u64).map(|i| index * size as u64 + i).collect();
+        let (mut means, mut log_vars, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+        for &position in &positions {
+            let sample = self.order.at(position);
+            let shard = self.starts.partition_point(|start| *start <= sample) - 1;
+            let (rows, row) = (&self.shards[shard], sample - self.starts[shard]);
+            let side = if self.order.coin(position) { "_flipped" } else { "" };
+            means.push(rows.row(&format!("mean{side}"), row)?);
+            log_vars.push(rows.row(&format!("log_var{side}"), row)?);
+            classes.push(rows.label(row)?);
+        }
+        let stack = |rows: &[Tensor]| -> Result<Tensor> { Ok(Tensor::stack(rows, 0)?.to_device(&self.device)?) };
+        let moments = Moments { mean: stack(&means)?, std: (stack(&log_vars)? * 0.5)?.exp()? };
+        Ok(Batch { moments, y: Tensor::new(classes, &self.device)?, positions })
+    }
+}
+
+/// The tensors of a safetensors file, a row at a time.
+struct Rows {
+    path: PathBuf,
+    file: Mutex<File>,
+    parts: BTreeMap<String, Part>,
+}
+
+struct Part {
+    dtype: DType,
+    shape: Vec<usize>,
+    offset: u64,
+}
+
+impl Rows {
+    fn open(path: &Path, entry: &ShardEntry) -> Result<Self> {
+        let mut file = match File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(damaged(path, "missing")),
+            file => file.map_err(|e| Error::io(path, e))?,
+        };
+        let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        if len != entry.bytes {
+            return Err(damaged(path, &format!("truncated: {len} bytes of {}", entry.bytes)));
+        }
+        let mut size = [0; 8];
+        file.read_exact(&mut size).map_err(|e| Error::io(path, e))?;
+        let size = u64::from_le_bytes(size);
+        if size > len - 8 {
+            return Err(damaged(path, "no safetensors file"));
+        }
+        let mut text = vec![0; size as usize];
+        file.read_exact(&mut text).map_err(|e| Error::io(path, e))?;
+        let parts = parts(&text, 8 + size, len).ok_or_else(|| damaged(path, "no safetensors header"))?;
+        let rows = Self { path: path.to_path_buf(), file: Mutex::new(file), parts };
+        let first = rows.part("mean")?.shape.clone();
+        for name in ["mean", "log_var", "mean_flipped", "log_var_flipped"] {
+            let part = rows.part(name)?;
+            if part.shape != first || first.len() != 4 || first[0] != entry.samples || part.dtype != DType::F16 {
+                return Err(damaged(path, &format!("`{name}` is {:?} {:?}", part.dtype, part.shape)));
+            }
+        }
+        let labels = rows.part("labels")?;
+        if labels.shape != [entry.samples] || labels.dtype != DType::U32 {
+            return Err(damaged(path, &format!("`labels` is {:?} {:?}", labels.dtype, labels.shape)));
+        }
+        Ok(rows)
+    }
+
+    fn part(&self, name: &str) -> Result<&Part> {
+        self.parts.get(name).ok_or_else(|| damaged(&self.path, &format!("it has no `{name}`")))
+    }
+
+    fn bytes(&self, part: &Part, row: usize) -> Result<Vec<u8>> {
+        let len = part.shape[1..].iter().product::<usize>() * part.dtype.size_in_bytes();
+        let mut bytes = vec![0; len];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = || {
+            file.seek(SeekFrom::Start(part.offset + (row * len) as u64))?;
+            file.read_exact(&mut bytes)
+        };
+        read().map_err(|e| Error::io(&self.path, e))?;
+        Ok(bytes)
+    }
+
+    fn row(&self, name: &str, row: usize) -> Result<Tensor> {
+        let part = self.part(name)?;
+        let tensor = Tensor::from_raw_buffer(&self.bytes(part, row)?, part.dtype, &part.shape[1..], &Device::Cpu)?;
+        Ok(tensor.to_dtype(DType::F32)?)
+    }
+
+    fn label(&self, row: usize) -> Result<u32> {
+        let bytes = self.bytes(self.part("labels")?, row)?;
+        let bytes = bytes.try_into().map_err(|_| damaged(&self.path, "its labels are no 32-bit numbers"))?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+}
+
+/// The tensors that a header lists, if it is one.
+fn parts(header: &[u8], start: u64, end: u64) -> Option<BTreeMap<String, Part>> {
+    #[derive(Deserialize)]
+    struct Listed {
+        dtype: String,
+        shape: Vec<usize>,
+        data_offsets: [u64; 2],
+    }
+    let listed: BTreeMap<String, Listed> = serde_json::from_slice(header).ok()?;
+    let part = |(name, Listed { dtype, shape, data_offsets: [from, to] }): (String, Listed)| {
+        let dtype = match dtype.as_str() {
+            "F16" => DType::F16,
+            "U32" => DType::U32,
+            _ => return None,
+        };
+        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+        let fits = to.checked_sub(from)? == (elements as u64).checked_mul(dtype.size_in_bytes() as u64)?;
+        (fits && start.checked_add(to)? <= end).then_some((name, Part { dtype, shape, offset: start + from }))
+    };
+    listed.into_iter().map(part).collect()
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::config("data", format!("{}: {what}; remove its entry from {INDEX} or encode it again", path.display()))
+}
