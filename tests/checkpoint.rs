@@ -497,6 +497,10 @@ fn variables_are_saved_and_loaded() {
     params::save(&vars, &path).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), first, "the same bytes every time");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, b"").unwrap();
+    let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&path), permissions(&plain), "those of any new file");
     let other = varmap(&[("a", &[3]), ("b", &[2, 2])], DType::BF16);
     params::load(&other, &path).unwrap();
     let a = other.data().lock().unwrap()["a"].clone();
