@@ -28,7 +28,7 @@ mod check;
 mod container;
 mod convert;
 mod diffusers;
-mod infer;
+mod hints;
 mod layout;
 mod open;
 mod safetensors;
@@ -37,7 +37,7 @@ mod write;
 
 pub(crate) use check::{Entry, problems};
 pub(crate) use container::Container;
-pub use infer::{Untold, diffusers_config};
+pub use hints::{Hints, diffusers_config};
 pub use layout::Layout;
 pub use open::{Checkpoint, Which};
 pub(crate) use safetensors::Safetensors;

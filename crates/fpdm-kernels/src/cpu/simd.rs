@@ -175,7 +175,7 @@ pub(crate) use lanes;
 
 /// Implements [`Simd`] for a wrapper of a register by naming its instructions.
 macro_rules! simd {
-    ($(#[$enable:meta])* $name:ident($reg:ty) of $elem:ty, $lanes:literal lanes, $rows:literal rows, exp $exp:path,
+    ($(#[$enable:meta])* $name:ident($reg:ty) of $elem:ty, $lanes:literal lanes, $rows:literal rows by $tile:ident, exp $exp:path,
      $set:path, $load:path, $store:path, $add:path, $sub:path, $mul:path, $div:path, $max:path, $min:path, $fma:path, $sum:path, $peak:path) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name($reg);
@@ -245,7 +245,7 @@ macro_rules! simd {
             }
             #[inline(always)]
             unsafe fn tile<const NV: usize>(t: &Tile<$elem>) {
-                unsafe { tile::<Self, $rows, NV>(t) }
+                unsafe { $tile::<Self, NV>(t) }
             }
         }
     };

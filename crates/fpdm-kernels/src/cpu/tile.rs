@@ -21,31 +21,41 @@ pub(crate) struct Tile<T> {
     pub(crate) accumulate: bool,
 }
 
-#[inline(always)]
-pub(crate) unsafe fn tile<V: Simd, const ROWS: usize, const NV: usize>(t: &Tile<V::Elem>) {
-    let mut acc = [[V::splat(V::Elem::default()); NV]; ROWS];
-    unsafe {
-        for p in 0..t.depth {
-            let mut right = [V::splat(V::Elem::default()); NV];
-            for (j, r) in right.iter_mut().enumerate() {
-                *r = V::load(t.right.add((p * NV + j) * V::LANES));
-            }
-            for (i, row) in acc.iter_mut().enumerate() {
-                let left = V::splat(*t.left.add(i * LEFT_STRIDE + p));
-                for (a, r) in row.iter_mut().zip(&right) {
-                    *a = left.fma(*r, *a);
+/// Defines a tile with a named accumulator for each row: an array of rows would be left in memory.
+macro_rules! tile {
+    ($name:ident: $($row:ident $i:literal),*) => {
+        #[inline(always)]
+        pub(crate) unsafe fn $name<V: Simd, const NV: usize>(t: &Tile<V::Elem>) {
+            let zero = V::splat(V::Elem::default());
+            $(let mut $row = [zero; NV];)*
+            unsafe {
+                for p in 0..t.depth {
+                    let mut right = [zero; NV];
+                    for j in 0..NV {
+                        right[j] = V::load(t.right.add((p * NV + j) * V::LANES));
+                    }
+                    $(
+                        let left = V::splat(*t.left.add($i * LEFT_STRIDE + p));
+                        for j in 0..NV {
+                            $row[j] = left.fma(right[j], $row[j]);
+                        }
+                    )*
                 }
+                $(
+                    for j in 0..NV {
+                        let c = t.c.add($i * t.stride + j * V::LANES);
+                        let sum = if t.accumulate { V::load(c).add($row[j]) } else { $row[j] };
+                        sum.store(c);
+                    }
+                )*
             }
         }
-        for (i, row) in acc.iter().enumerate() {
-            for (j, a) in row.iter().enumerate() {
-                let c = t.c.add(i * t.stride + j * V::LANES);
-                let sum = if t.accumulate { V::load(c).add(*a) } else { *a };
-                sum.store(c);
-            }
-        }
-    }
+    };
 }
+
+tile!(tile4: r0 0, r1 1, r2 2, r3 3);
+tile!(tile6: r0 0, r1 1, r2 2, r3 3, r4 4, r5 5);
+tile!(tile14: r0 0, r1 1, r2 2, r3 3, r4 4, r5 5, r6 6, r7 7, r8 8, r9 9, r10 10, r11 11, r12 12, r13 13);
 
 /// The tile as a function of its own: one copy of the loop, whatever is done with its result.
 pub(crate) struct Run<'a, T, const NV: usize>(pub(crate) &'a Tile<T>);
