@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
-use fpdm_core::checkpoint::{Checkpoint, Layout, Which, diffusers_config, write_safetensors, write_text, write_torch};
+use fpdm_core::checkpoint::{
+    Checkpoint, Layout, Untold, Which, diffusers_config, write_safetensors, write_text, write_torch,
+};
 use fpdm_core::dit::Config;
 use fpdm_core::hub::{Hub, Source};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -131,17 +133,17 @@ fn main() -> Result<()> {
 
 /// The `config.json` beside the input, if it is ours; else what the tensors, diffusers' and the arguments say.
 fn config(args: &Arguments, checkpoint: &Checkpoint, path: Option<&Path>) -> Result<Config> {
-    let mut hints = checkpoint.hints()?;
+    let mut untold = Untold::default();
     if let Some(path) = path {
         let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
         let json: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
         if json.get("architecture").is_some() {
             return Config::from_json(&text).with_context(|| format!("{}", path.display()));
         }
-        hints.read_diffusers(&json);
+        untold = Untold::from_diffusers(&json);
     }
-    hints.num_heads = args.heads.or(hints.num_heads);
-    hints.input_size = args.input_size.map(|side| [side; 2]).or(hints.input_size);
-    hints.pre_post_timestep_conditioning = args.timestep_conditioning;
-    hints.config().context("pass --heads and --input-size for what no tensor tells")
+    untold.num_heads = args.heads.or(untold.num_heads);
+    untold.input_size = args.input_size.map(|side| [side; 2]).or(untold.input_size);
+    untold.pre_post_timestep_conditioning = args.timestep_conditioning;
+    checkpoint.config(&untold).context("pass --heads and --input-size for what no tensor tells")
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder, VarMap};
-use fpdm_core::checkpoint::{Checkpoint, Hints, Layout, Which, diffusers_config, write_safetensors, write_torch};
+use fpdm_core::checkpoint::{Checkpoint, Layout, Untold, Which, diffusers_config, write_safetensors, write_torch};
 use fpdm_core::dit::{Architecture, Config, Dit, Fpdit, Labels};
 use fpdm_core::{Error, Result, params};
 use proptest::prelude::*;
@@ -118,13 +118,12 @@ fn the_published_trainer_s_checkpoint_opens() {
     let [a, b] = [&ema, &model].map(|c| values(&c.tensor(name, DType::F32, &Device::Cpu).unwrap()));
     assert_ne!(a, b);
     ema.check_finite().unwrap();
-    let hints = ema.hints().unwrap();
-    let config = Hints { num_heads: Some(4), ..hints.clone() }.config().unwrap();
+    let config = ema.config(&Untold { num_heads: Some(4), ..Untold::default() }).unwrap();
     let expected =
         Config { input_size: [8, 8], hidden_size: 48, num_heads: 4, labels: Labels::Classes(10), ..Config::default() };
     assert_eq!(config, expected);
     ema.check_network(&config).unwrap();
-    let error = hints.config().unwrap_err();
+    let error = ema.config(&Untold::default()).unwrap_err();
     assert!(matches!(&error, Error::Config { field, .. } if field == "num_heads"), "{error}");
     Fpdit::new(&config, ema.var_builder(DType::F32, &Device::Cpu)).unwrap();
 }
@@ -198,9 +197,7 @@ fn diffusers_names_are_read_as_ours() {
 
     let config = std::fs::read_to_string(fixture("dit_diffusers_layout.config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    let mut hints = checkpoint.hints().unwrap();
-    hints.read_diffusers(&config);
-    let ours = hints.config().unwrap();
+    let ours = checkpoint.config(&Untold::from_diffusers(&config)).unwrap();
     assert_eq!((ours.architecture, ours.input_size), (Architecture::Dit, [8, 8]));
     assert_eq!((ours.num_heads, ours.depth, ours.labels), (4, 2, Labels::Classes(10)));
     assert_eq!((ours.timestep_frequency_shift, ours.mlp_norm_eps, ours.block_embedders), (1.0, 1e-5, true));
@@ -237,8 +234,8 @@ fn dit_and_diffusers_convert_both_ways() {
     write_safetensors(&theirs, &open(&ours).unwrap().tensors(Layout::DiffusersDit, DType::F32).unwrap()).unwrap();
     let back = open(&theirs).unwrap();
     assert_eq!(back.layout(), Layout::DiffusersDit);
-    let hints = Hints { num_heads: Some(2), input_size: Some([8, 8]), ..back.hints().unwrap() };
-    let config = hints.config().unwrap();
+    let untold = Untold { num_heads: Some(2), input_size: Some([8, 8]), ..Untold::default() };
+    let config = back.config(&untold).unwrap();
     assert!(!config.block_embedders, "the copies become one again");
     // The published code stores the positions: they are computed for it.
     let published: Vec<String> = back.published(&config, DType::F32).unwrap().into_iter().map(|(n, _)| n).collect();
@@ -416,7 +413,7 @@ fn dtypes_of_no_network_are_errors() {
 fn try_all(path: &Path) -> Result<()> {
     for which in [Which::Ema, Which::Model] {
         let checkpoint = Checkpoint::open(path, which)?;
-        let _ = checkpoint.hints().and_then(|hints| Hints { num_heads: Some(1), ..hints }.config());
+        let _ = checkpoint.config(&Untold { num_heads: Some(1), ..Untold::default() });
         let _ = checkpoint.check_finite();
         for name in checkpoint.names() {
             checkpoint.tensor(name, DType::F32, &Device::Cpu)?;
