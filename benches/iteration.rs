@@ -28,6 +28,7 @@ fn problem() -> fpdm_core::Result<Problem> {
 }
 
 fn iteration(c: &mut Criterion) {
+    fpdm_kernels::keep_freed_memory();
     let problem = problem().expect("a problem of fixed shape");
     let mut group = c.benchmark_group("iteration");
     group.sample_size(30);

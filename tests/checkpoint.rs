@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder, VarMap};
-use fpdm_core::checkpoint::{Checkpoint, Labels, Layout, Which, write_safetensors, write_torch};
+use fpdm_core::checkpoint::{Checkpoint, Layout, Untold, Which, diffusers_config, write_safetensors, write_torch};
+use fpdm_core::dit::{Architecture, Config, Dit, Fpdit, Labels};
 use fpdm_core::{Error, Result, params};
 use proptest::prelude::*;
 use rand::{Rng, RngCore, SeedableRng};
@@ -117,11 +118,14 @@ fn the_published_trainer_s_checkpoint_opens() {
     let [a, b] = [&ema, &model].map(|c| values(&c.tensor(name, DType::F32, &Device::Cpu).unwrap()));
     assert_ne!(a, b);
     ema.check_finite().unwrap();
-    let hints = ema.hints().unwrap();
-    assert_eq!((hints.hidden_size, hints.patch_size, hints.in_channels), (48, 2, 4));
-    assert_eq!((hints.pre_depth, hints.group, hints.post_depth, hints.depth), (1, 1, 1, 0));
-    assert_eq!((hints.input_size, hints.labels), (Some([8, 8]), Labels::Classes(10)));
-    assert!(hints.implicit && hints.learn_sigma && hints.mlp_ratio == 4.0 && hints.num_heads.is_none());
+    let config = ema.config(&Untold { num_heads: Some(4), ..Untold::default() }).unwrap();
+    let expected =
+        Config { input_size: [8, 8], hidden_size: 48, num_heads: 4, labels: Labels::Classes(10), ..Config::default() };
+    assert_eq!(config, expected);
+    ema.check_network(&config).unwrap();
+    let error = ema.config(&Untold::default()).unwrap_err();
+    assert!(matches!(&error, Error::Config { field, .. } if field == "num_heads"), "{error}");
+    Fpdit::new(&config, ema.var_builder(DType::F32, &Device::Cpu)).unwrap();
 }
 
 #[test]
@@ -181,8 +185,6 @@ fn diffusers_names_are_read_as_ours() {
     let path = fixture("dit_diffusers_layout.safetensors");
     let checkpoint = Checkpoint::from_files_below(&[&path], Which::Ema, "weights.").unwrap();
     assert_eq!(checkpoint.layout(), Layout::DiffusersDit);
-    let mut hints = checkpoint.hints().unwrap();
-    assert!(hints.block_embedders && !hints.implicit);
     let raw = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     for leaf in ["weight", "bias"] {
         let parts = ["to_q", "to_k", "to_v"].map(|p| &raw[&format!("weights.transformer_blocks.1.attn1.{p}.{leaf}")]);
@@ -195,15 +197,21 @@ fn diffusers_names_are_read_as_ours() {
 
     let config = std::fs::read_to_string(fixture("dit_diffusers_layout.config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    hints.read_diffusers(&config);
-    let ours = hints.config_json().unwrap();
-    assert_eq!(ours["input_size"], serde_json::json!([8, 8]));
-    assert_eq!((&ours["num_heads"], &ours["depth"]), (&4.into(), &2.into()));
-    assert_eq!((&ours["timestep_frequency_shift"], &ours["mlp_norm_eps"]), (&1.0.into(), &1e-5.into()));
-    let theirs = hints.diffusers_json().unwrap();
+    let ours = checkpoint.config(&Untold::from_diffusers(&config)).unwrap();
+    assert_eq!((ours.architecture, ours.input_size), (Architecture::Dit, [8, 8]));
+    assert_eq!((ours.num_heads, ours.depth, ours.labels), (4, 2, Labels::Classes(10)));
+    assert_eq!((ours.timestep_frequency_shift, ours.mlp_norm_eps, ours.block_embedders), (1.0, 1e-5, true));
+    checkpoint.check_network(&ours).unwrap();
+    let theirs = diffusers_config(&ours).unwrap();
     for (key, value) in config.as_object().unwrap().iter().filter(|(key, _)| !key.starts_with('_')) {
         assert_eq!(&theirs[key], value, "{key}");
     }
+    assert!(matches!(checkpoint.published(&ours, DType::F32), Err(Error::Config { .. })), "embedders differ");
+    // The numbers that diffusers computed with these weights.
+    let model = Dit::new(&ours, checkpoint.var_builder(DType::F32, &Device::Cpu)).unwrap();
+    let output = model.forward(&raw["x"], &raw["t"], &raw["y"]).unwrap();
+    let error = (output - &raw["output"]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+    assert!(error.to_scalar::<f32>().unwrap() < 1e-4, "{error}");
     // Back: every tensor of the file, bit for bit.
     let back = checkpoint.tensors(Layout::DiffusersDit, DType::F32).unwrap();
     assert_eq!(back.len(), raw.keys().filter(|name| name.starts_with("weights.")).count());
@@ -226,7 +234,12 @@ fn dit_and_diffusers_convert_both_ways() {
     write_safetensors(&theirs, &open(&ours).unwrap().tensors(Layout::DiffusersDit, DType::F32).unwrap()).unwrap();
     let back = open(&theirs).unwrap();
     assert_eq!(back.layout(), Layout::DiffusersDit);
-    assert!(!back.hints().unwrap().block_embedders, "the copies become one again");
+    let untold = Untold { num_heads: Some(2), input_size: Some([8, 8]), ..Untold::default() };
+    let config = back.config(&untold).unwrap();
+    assert!(!config.block_embedders, "the copies become one again");
+    // The published code stores the positions: they are computed for it.
+    let published: Vec<String> = back.published(&config, DType::F32).unwrap().into_iter().map(|(n, _)| n).collect();
+    assert_eq!(published, tensors.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>());
     let without: Named = tensors.into_iter().filter(|(name, _)| name != "pos_embed").collect();
     assert_same(&back, &without);
     write_safetensors(&ours, &fpdm()).unwrap();
@@ -364,11 +377,43 @@ fn lying_safetensors_headers_are_refused() {
     }
 }
 
+#[test]
+fn dtypes_of_no_network_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dtypes.safetensors");
+    for (dtype, bytes) in [
+        ("BOOL", 8),
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("F8_E5M2", 8),
+        ("F8_E4M3", 8),
+        ("F8_E8M0", 8),
+        ("I8", 8),
+        ("U16", 16),
+        ("I16", 16),
+        ("I32", 32),
+        ("U32", 32),
+        ("U64", 64),
+        ("C64", 64),
+    ] {
+        let header =
+            format!(r#"{{"block_fixed_point.a":{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,{bytes}]}}}}"#);
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(header.as_bytes());
+        file.resize(file.len() + bytes, 1);
+        std::fs::write(&path, file).unwrap();
+        let _ = try_all(&path);
+        let checkpoint = open(&path).unwrap();
+        let _ = checkpoint.var_builder(DType::BF16, &Device::Cpu).get(8, "block_fixed_point.a");
+    }
+}
+
 /// Opens and reads everything; an error is as good as success, a panic is not.
 fn try_all(path: &Path) -> Result<()> {
     for which in [Which::Ema, Which::Model] {
         let checkpoint = Checkpoint::open(path, which)?;
-        let _ = checkpoint.hints();
+        let _ = checkpoint.config(&Untold { num_heads: Some(1), ..Untold::default() });
         let _ = checkpoint.check_finite();
         for name in checkpoint.names() {
             checkpoint.tensor(name, DType::F32, &Device::Cpu)?;
@@ -484,6 +529,10 @@ fn variables_are_saved_and_loaded() {
     params::save(&vars, &path).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), first, "the same bytes every time");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, b"").unwrap();
+    let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&path), permissions(&plain), "those of any new file");
     let other = varmap(&[("a", &[3]), ("b", &[2, 2])], DType::BF16);
     params::load(&other, &path).unwrap();
     let a = other.data().lock().unwrap()["a"].clone();

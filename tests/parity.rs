@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
-use fpdm_core::checkpoint::{Checkpoint, Which};
+use fpdm_core::checkpoint::{Checkpoint, Untold, Which};
 use fpdm_core::dit::{Architecture, Config, Dit, Fpdit, Labels};
 use fpdm_core::{Budget, ImplicitModel, Picard, solve};
 use serde_json::Value;
@@ -232,9 +232,8 @@ fn dit_diffusers(case: &mut Case) -> Result<()> {
     let path = folder.path().join("diffusion_pytorch_model.safetensors");
     candle_core::safetensors::save(&case.weights(), &path)?;
     let checkpoint = Checkpoint::open(&path, Which::Model)?;
-    let mut hints = checkpoint.hints()?;
-    hints.read_diffusers(&case.meta);
-    let model = Dit::new(&hints.config()?, checkpoint.var_builder(DType::F32, &Device::Cpu))?;
+    let config = checkpoint.config(&Untold::from_diffusers(&case.meta))?;
+    let model = Dit::new(&config, checkpoint.var_builder(DType::F32, &Device::Cpu))?;
     let [x, t, y] = inputs(case)?;
     case.check("output", &model.forward(&x, &t, &y)?, FORWARD)
 }

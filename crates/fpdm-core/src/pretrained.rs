@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, Which};
+use crate::checkpoint::{Checkpoint, Untold, Which};
 use crate::dit::{Config, Dit, Fpdit};
 use crate::hub::{HubClient, Located, Progress, Source};
 use crate::{Error, Result};
@@ -49,7 +49,7 @@ impl Pretrained {
         let weights = Checkpoint::from_files(&weights, which)?;
         let config = match config {
             Some(path) => read_config(&path, &weights)?,
-            None => weights.hints()?.config()?,
+            None => weights.config(&Untold::default())?,
         };
         Self::new(config, weights)
     }
@@ -61,9 +61,7 @@ impl Pretrained {
     /// not finite.
     pub fn new(config: Config, weights: Checkpoint) -> Result<Self> {
         config.check()?;
-        let mut expected: Vec<_> = config.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
-        expected.push(("pos_embed".into(), vec![1, config.tokens(), config.hidden_size]));
-        weights.check(&expected)?;
+        weights.check_network(&config)?;
         weights.check_finite()?;
         Ok(Self { config, weights })
     }
@@ -93,7 +91,5 @@ fn read_config(path: &Path, weights: &Checkpoint) -> Result<Config> {
     if value.get("_class_name").is_none() && value.get("num_attention_heads").is_none() {
         return Config::from_json(&text);
     }
-    let mut hints = weights.hints()?;
-    hints.read_diffusers(&value);
-    hints.config()
+    weights.config(&Untold::from_diffusers(&value))
 }

@@ -46,6 +46,7 @@ impl Map {
 }
 
 fn main() -> Result<()> {
+    keep_freed_memory();
     let mut args = std::env::args().skip(1).map(|a| a.parse::<usize>().ok());
     let mut next = |default| args.next().flatten().unwrap_or(default);
     let (width, heads, batch, tokens, repeats) = (next(384), next(6), next(8), next(256), next(60));

@@ -67,6 +67,7 @@ mod linear;
 mod linear_add_gelu;
 mod linear_gate_residual;
 mod linear_gelu;
+mod memory;
 mod record;
 mod silu;
 mod softmax;
@@ -80,6 +81,7 @@ pub use linear::linear;
 pub use linear_add_gelu::linear_add_gelu;
 pub use linear_gate_residual::linear_gate_residual;
 pub use linear_gelu::linear_gelu;
+pub use memory::keep_freed_memory;
 pub use silu::silu;
 pub use softmax::softmax;
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Tensor};
 
 use super::open::Checkpoint;
+use crate::dit::Config;
 use crate::{Error, Result};
 
 /// A tensor's name and shape.
@@ -40,6 +41,16 @@ impl Checkpoint {
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let problems = problems(expected, self.shapes());
         if problems.is_empty() { Ok(()) } else { Err(Error::Weights { origin: self.origin().to_owned(), problems }) }
+    }
+
+    /// Whether the file holds exactly the tensors of this network, as [`Checkpoint::check`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::check`].
+    pub fn check_network(&self, config: &Config) -> Result<()> {
+        let mut expected: Vec<Entry> = config.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
+        expected.push(("pos_embed".into(), vec![1, config.tokens(), config.hidden_size]));
+        self.check(&expected)
     }
 
     /// Whether every element of every tensor is finite.

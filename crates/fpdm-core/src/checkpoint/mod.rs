@@ -21,14 +21,14 @@
 //! weights.check_finite()?;
 //! let vb = weights.var_builder(DType::BF16, &Device::Cpu);
 //! # let _ = vb;
-//! # fpdm_core::Result::Ok(())
+//! # fpdm_core::Result::<()>::Ok(())
 //! ```
 
 mod check;
 mod container;
 mod convert;
 mod diffusers;
-mod hints;
+mod infer;
 mod layout;
 mod open;
 mod safetensors;
@@ -37,7 +37,7 @@ mod write;
 
 pub(crate) use check::{Entry, problems};
 pub(crate) use container::Container;
-pub use hints::Hints;
+pub use infer::{Untold, diffusers_config};
 pub use layout::Layout;
 pub use open::{Checkpoint, Which};
 pub(crate) use safetensors::Safetensors;

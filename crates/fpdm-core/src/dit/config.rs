@@ -145,7 +145,10 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with the position of a syntax error, an unknown field or a value out of range.
     pub fn from_json(text: &str) -> Result<Self> {
-        let config: Self = serde_json::from_str(text).map_err(|e| Error::config("config.json", e.to_string()))?;
+        let refused = |e: serde_json::Error| Error::config("config.json", e.to_string());
+        // A struct may also be read from a list, where missing fields take their defaults: not from a user's file.
+        serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).map_err(refused)?;
+        let config: Self = serde_json::from_str(text).map_err(refused)?;
         config.check()?;
         Ok(config)
     }

@@ -77,14 +77,20 @@ impl<T: Real> Job<T> for Fill<'_, T> {
                         }
                     }
                 } else {
-                    // Eight rows at a time: each cache line of the source is read in one go.
-                    for p0 in (0..depth).step_by(8) {
-                        let p1 = depth.min(p0 + 8);
-                        for j in 0..width {
-                            for p in p0..p1 {
-                                let x = if j < valid { *b.at(k0 + p, c0 + j) } else { T::default() };
-                                *out.add(p * width + j) = x;
-                            }
+                    // Whole blocks are turned in registers, the rims one element at a time.
+                    let (deep, wide) = match b.row_stride {
+                        1 => (depth / V::LANES * V::LANES, valid / V::LANES * V::LANES),
+                        _ => (0, 0),
+                    };
+                    for p in (0..deep).step_by(V::LANES) {
+                        for j in (0..wide).step_by(V::LANES) {
+                            V::transpose(b.at(k0 + p, c0 + j), b.col_stride, out.add(p * width + j), width);
+                        }
+                    }
+                    for p in 0..depth {
+                        for j in if p < deep { wide } else { 0 }..width {
+                            let x = if j < valid { *b.at(k0 + p, c0 + j) } else { T::default() };
+                            *out.add(p * width + j) = x;
                         }
                     }
                 }
@@ -112,11 +118,18 @@ pub(crate) unsafe fn left<V: Simd>(
                 std::ptr::copy_nonoverlapping(a.at(r0 + i, k0), out.add(i * LEFT_STRIDE), depth);
             }
         } else {
-            for p0 in (0..depth).step_by(16) {
-                for i in 0..rows {
-                    for p in p0..depth.min(p0 + 16) {
-                        *out.add(i * LEFT_STRIDE + p) = *a.at(r0 + i, k0 + p);
-                    }
+            let (deep, tall) = match a.row_stride {
+                1 => (depth / V::LANES * V::LANES, rows / V::LANES * V::LANES),
+                _ => (0, 0),
+            };
+            for p in (0..deep).step_by(V::LANES) {
+                for i in (0..tall).step_by(V::LANES) {
+                    V::transpose(a.at(r0 + i, k0 + p), a.col_stride, out.add(i * LEFT_STRIDE + p), LEFT_STRIDE);
+                }
+            }
+            for i in 0..rows {
+                for p in if i < tall { deep } else { 0 }..depth {
+                    *out.add(i * LEFT_STRIDE + p) = *a.at(r0 + i, k0 + p);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Vectors for any processor: small arrays that the compiler may turn into registers.
 
 use super::math;
-use super::simd::{Exponent, Job, Simd, simd};
+use super::simd::{Exponent, Job, Simd, simd, transpose};
 use super::tile::{Tile, tile4};
 
 macro_rules! plain {
@@ -72,9 +72,9 @@ macro_rules! plain {
 plain!(single, f32, 4);
 plain!(double, f64, 2);
 
-simd!(PlainF32(single::R) of f32, 4 lanes, 4 rows by tile4, exp math::exp_f32, single::set, single::load, single::store,
+simd!(PlainF32(single::R) of f32, 4 lanes, 4 rows by tile4, exp math::exp_f32, transpose transpose::<f32, 4>, single::set, single::load, single::store,
       single::add, single::sub, single::mul, single::div, single::max, single::min, single::fma, single::sum, single::peak);
-simd!(PlainF64(double::R) of f64, 2 lanes, 4 rows by tile4, exp math::exp_f64, double::set, double::load, double::store,
+simd!(PlainF64(double::R) of f64, 2 lanes, 4 rows by tile4, exp math::exp_f64, transpose transpose::<f64, 2>, double::set, double::load, double::store,
       double::add, double::sub, double::mul, double::div, double::max, double::min, double::fma, double::sum, double::peak);
 
 impl Exponent for PlainF32 {

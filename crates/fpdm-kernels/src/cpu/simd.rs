@@ -51,6 +51,12 @@ pub(crate) trait Simd: Copy {
     /// See [`Tile`].
     unsafe fn tile<const NV: usize>(t: &Tile<Self::Elem>);
 
+    /// Exchanges the rows and columns of a block of `LANES` by `LANES`; `from` and `to` are distances between rows.
+    ///
+    /// # Safety
+    /// `src` is valid for reads and `dst` for writes of such a block.
+    unsafe fn transpose(src: *const Self::Elem, from: usize, dst: *mut Self::Elem, to: usize);
+
     /// The first `n` lanes from `p`, the others `fill`.
     ///
     /// # Safety
@@ -87,6 +93,16 @@ pub(crate) trait Exponent: Simd<Elem = f32> {
     fn round(self) -> Self;
     /// `self * 2^n` for an integer `n` in the exponent's range.
     fn scale(self, n: Self) -> Self;
+}
+
+/// [`Simd::transpose`] one element at a time.
+#[inline(always)]
+pub(crate) unsafe fn transpose<T: Copy, const N: usize>(src: *const T, from: usize, dst: *mut T, to: usize) {
+    for i in 0..N {
+        for j in 0..N {
+            unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
+        }
+    }
 }
 
 /// An element type with native kernels.
@@ -176,7 +192,7 @@ pub(crate) use lanes;
 /// Implements [`Simd`] for a wrapper of a register by naming its instructions.
 macro_rules! simd {
     ($(#[$enable:meta])* $name:ident($reg:ty) of $elem:ty, $lanes:literal lanes, $rows:literal rows by $tile:ident, exp $exp:path,
-     $set:path, $load:path, $store:path, $add:path, $sub:path, $mul:path, $div:path, $max:path, $min:path, $fma:path, $sum:path, $peak:path) => {
+     transpose $transpose:path, $set:path, $load:path, $store:path, $add:path, $sub:path, $mul:path, $div:path, $max:path, $min:path, $fma:path, $sum:path, $peak:path) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name($reg);
 
@@ -235,6 +251,10 @@ macro_rules! simd {
             #[inline(always)]
             fn peak(self) -> $elem {
                 unsafe { $peak(self.0) }
+            }
+            #[inline(always)]
+            unsafe fn transpose(src: *const $elem, from: usize, dst: *mut $elem, to: usize) {
+                unsafe { $transpose(src, from, dst, to) }
             }
             fn enter<J: Job<$elem>>(job: J) -> J::Out {
                 $(#[$enable])*
