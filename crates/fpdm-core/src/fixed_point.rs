@@ -1,12 +1,27 @@
-//! The map `z = f(z)`, its iterates, and what a solve returns.
+//! The map `z = f(z)`, and what one application of it shows.
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// `f` in `z = f(z)`, already bound to its conditioning. Closures are maps.
+///
+/// # Shapes
+///
+/// `z` and `f(z)` have the same shape and dtype; dimension 0 counts samples where there are two dimensions or more.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use fpdm_core::{FixedPointMap, Result};
+///
+/// // z = z/2 + 1 is solved by 2.
+/// let f = |z: &Tensor| -> Result<Tensor> { Ok(z.affine(0.5, 1.)?) };
+/// let z = Tensor::new(&[2f64], &Device::Cpu)?;
+/// assert_eq!(f.apply(&z)?.to_vec1::<f64>()?, [2.]);
+/// # Result::<()>::Ok(())
+/// ```
 pub trait FixedPointMap: Send + Sync {
     /// One application: `z` and `f(z)` have the same shape, `(B, T, D)` in the networks here.
     fn apply(&self, z: &Tensor) -> Result<Tensor>;
@@ -27,5 +42,84 @@ pub struct Detached(pub Arc<dyn FixedPointMap>);
 impl FixedPointMap for Detached {
     fn apply(&self, z: &Tensor) -> Result<Tensor> {
         Ok(self.0.apply(&z.detach())?.detach())
+    }
+}
+
+/// One application of `f`: the point, its true image whatever the solver makes of it, and where the solver goes next.
+///
+/// Nothing is measured here, because measuring makes an accelerator wait: residuals are computed by whoever asks.
+#[derive(Clone, Debug)]
+pub struct Iterate {
+    /// The point that was evaluated.
+    pub z: Tensor,
+    /// Its image under `f`.
+    pub fz: Tensor,
+    /// The solver's next point: after `n` applications, the `n`-th iterate. [`solve`](crate::solve) returns the last.
+    pub next: Tensor,
+}
+
+/// How far a point is from its image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Residual {
+    /// `‖f(z) − z‖₂`.
+    pub abs: f64,
+    /// `‖f(z) − z‖₂ / ‖f(z)‖₂`; 0 where the residual is 0, infinite where only the image is 0.
+    pub rel: f64,
+}
+
+impl Iterate {
+    /// The residual of each sample: norms over all dimensions but the first, over all of them below rank 2.
+    ///
+    /// # Cost
+    ///
+    /// Two reductions, in f32 or f64, and one synchronisation with the device.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use fpdm_core::Iterate;
+    ///
+    /// let z = Tensor::new(&[[3f64, 4.], [1., 1.]], &Device::Cpu)?;
+    /// let fz = Tensor::new(&[[0f64, 8.], [1., 1.]], &Device::Cpu)?;
+    /// let r = Iterate { z, next: fz.clone(), fz }.residuals()?;
+    /// assert_eq!((r[0].abs, r[0].rel), (5., 0.625));
+    /// assert_eq!((r[1].abs, r[1].rel), (0., 0.));
+    /// # fpdm_core::Result::<()>::Ok(())
+    /// ```
+    pub fn residuals(&self) -> Result<Vec<Residual>> {
+        let (z, fz) = (samples(&self.z.detach())?, samples(&self.fz.detach())?);
+        let squares = Tensor::cat(&[(&fz - z)?.sqr()?.sum(1)?, fz.sqr()?.sum(1)?], 0)?; // (2B)
+        let norms = host(&squares)?;
+        let (abs, image) = norms.split_at(norms.len() / 2);
+        let residual =
+            |(a, f): (&f64, &f64)| Residual { abs: a.sqrt(), rel: if *a == 0. { 0. } else { (a / f).sqrt() } };
+        Ok(abs.iter().zip(image).map(residual).collect())
+    }
+
+    /// The worst sample's residual, or [`Error::NonFinite`] where a sample's is no number.
+    ///
+    /// `iter` counts the applications so far and goes into the error. Costs what [`Iterate::residuals`] costs.
+    pub fn worst(&self, iter: usize) -> Result<Residual> {
+        let all = self.residuals()?;
+        // `max` skips NaN, so it is looked for first.
+        if all.iter().any(|r| !r.abs.is_finite() || r.rel.is_nan()) {
+            return Err(Error::NonFinite { at: "the residual f(z) − z".into(), iter });
+        }
+        let max = |of: fn(&Residual) -> f64| all.iter().map(of).fold(0., f64::max);
+        Ok(Residual { abs: max(|r| r.abs), rel: max(|r| r.rel) })
+    }
+}
+
+/// `z` as one row a sample, `(B, D)`, in f64 if it is f64 and in f32 otherwise: sums in half precision lose everything.
+pub(crate) fn samples(z: &Tensor) -> Result<Tensor> {
+    let rows = if z.rank() < 2 { z.reshape((1, z.elem_count()))? } else { z.flatten_from(1)? };
+    Ok(if z.dtype() == DType::F64 { rows } else { rows.to_dtype(DType::F32)? })
+}
+
+/// All values on the host in f64. Not every device can convert to f64 itself.
+pub(crate) fn host(t: &Tensor) -> Result<Vec<f64>> {
+    let t = t.flatten_all()?;
+    match t.dtype() {
+        DType::F64 => Ok(t.to_vec1()?),
+        _ => Ok(t.to_dtype(DType::F32)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect()),
     }
 }
