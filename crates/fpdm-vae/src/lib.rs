@@ -1,1 +1,22 @@
-//! Nothing yet.
+#![doc = include_str!("../README.md")]
+
+mod autoencoder_files;
+mod check;
+mod conv;
+mod group_norm;
+pub mod image;
+mod kl;
+mod open;
+mod pixels;
+mod sliced;
+mod strict;
+mod tiled;
+mod tiny;
+
+pub use fpdm_core::{Error, LatentCodec, Moments, Result};
+pub use kl::{AutoencoderKl, KlConfig, Posterior};
+pub use open::{open, open_with};
+pub use pixels::Pixels;
+pub use sliced::Sliced;
+pub use tiled::{Tiled, Tiling};
+pub use tiny::{TinyAutoencoder, TinyConfig};
