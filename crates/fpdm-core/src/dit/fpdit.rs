@@ -1,0 +1,200 @@
+//! The implicit network of FPDM (Bai and Melas-Kyriazi 2024, arXiv 2401.08741, section 3.2).
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::block::{Block, Modulation};
+use super::condition::Conditioner;
+use super::config::{Architecture, Config};
+use super::embed::Embedder;
+use super::final_layer::FinalLayer;
+use super::linear::Linear;
+use super::parameters::Weights;
+use crate::{Detached, Error, FixedPointMap, ImplicitModel, Problem, Result};
+
+/// Pre-layers, an implicit group of blocks, post-layers.
+///
+/// [`ImplicitModel::prepare`] runs the pre-layers and returns the [`Problem`] to solve; [`Problem::readout`] runs the
+/// post-layers. Cloning is cheap: weights are shared.
+#[derive(Clone, Debug)]
+pub struct Fpdit {
+    config: Config,
+    embedder: Arc<Embedder>,
+    conditioner: Conditioner,
+    pre: Vec<Block>,
+    injection: Linear,
+    fc1: Linear,
+    fc2: Linear,
+    group: Vec<Block>,
+    post: Arc<Vec<Block>>,
+    final_layer: Arc<FinalLayer>,
+}
+
+/// What is computed before the solve; [`Fpdit::problem`] makes the problem of it.
+#[derive(Clone, Debug)]
+pub struct Features {
+    /// The embedding of the time alone, `(B, D)`.
+    pub cond_t: Tensor,
+    /// The embedding of the label alone, `(B, D)`; `None` for a network without labels.
+    pub cond_y: Option<Tensor>,
+    /// Tokens with positions, `(B, T, D)`.
+    pub embed: Tensor,
+    /// After the pre-layers, `(B, T, D)`: where the solve starts.
+    pub pre: Tensor,
+    /// What every application is given, `(B, T, D)`.
+    pub injection: Tensor,
+}
+
+impl Fpdit {
+    /// Reads the parameters of [`Config::parameters`] from `vb`.
+    ///
+    /// # Errors
+    /// A bad config; or [`Error::Weights`] that names every tensor that is missing or has another shape.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        if config.architecture != Architecture::Fpdm {
+            return Err(Error::config("architecture", "\"dit\" has no implicit part; build it with `Dit::new`"));
+        }
+        let weights = Weights::read(config, &vb)?;
+        let blocks =
+            |name: &str, n: usize| (0..n).map(|i| Block::read(&weights, &format!("{name}.{i}"), config)).collect();
+        Ok(Self {
+            config: config.clone(),
+            embedder: Arc::new(Embedder::read(&weights, config)?),
+            conditioner: Conditioner::read(&weights, config, ""),
+            pre: blocks("blocks_pre", config.pre_depth),
+            injection: Linear::read(&weights, "block_pre_projection"),
+            fc1: Linear::read(&weights, "block_fixed_point_projection_fc1"),
+            fc2: Linear::read(&weights, "block_fixed_point_projection_fc2"),
+            group: config.implicit_block_names().iter().map(|name| Block::read(&weights, name, config)).collect(),
+            post: Arc::new(blocks("blocks_post", config.post_depth)),
+            final_layer: Arc::new(FinalLayer::read(&weights)),
+        })
+    }
+
+    /// The settings it was built with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The dtype of the weights, which the latents must have.
+    pub fn dtype(&self) -> candle_core::DType {
+        self.embedder.dtype()
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &candle_core::Device {
+        self.embedder.device()
+    }
+
+    /// Everything before the solve, for `x` `(B, C, H, W)`, `t` `(B)` and `y` `(B)` or `(B, L)`.
+    pub fn features(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Features> {
+        let embed = self.embedder.latents(x)?;
+        let batch = embed.dim(0)?;
+        let cond_t = self.conditioner.time(t, batch)?;
+        let cond_y = self.conditioner.label(y, batch)?;
+        let silu_c = fpdm_kernels::silu(&self.outer_conditioning(&cond_t, cond_y.as_ref())?)?;
+        let mut pre = embed.clone();
+        for block in &self.pre {
+            pre = block.forward(&pre, &block.modulate(&silu_c)?)?;
+        }
+        let injection = self.injection.forward(&pre)?;
+        Ok(Features { cond_t, cond_y, embed, pre, injection })
+    }
+
+    /// The conditioning of pre-, post- and final layer, `(B, D)`.
+    fn outer_conditioning(&self, cond_t: &Tensor, cond_y: Option<&Tensor>) -> Result<Tensor> {
+        match cond_y {
+            Some(y) if self.config.pre_post_timestep_conditioning => Ok((cond_t + y)?),
+            Some(y) => Ok(y.clone()),
+            None => Ok(cond_t.clone()),
+        }
+    }
+
+    /// The problem for `features`. The starting point is cut from the graph: pre-layers learn through the injection
+    /// alone (paper, Algorithm 1).
+    pub fn problem(&self, features: &Features) -> Result<Problem> {
+        let Features { cond_t, cond_y, pre, injection, .. } = features;
+        let c = match cond_y {
+            Some(y) => (cond_t + y)?,
+            None => cond_t.clone(),
+        };
+        let map = self.bind(injection, &c)?;
+        // Detached weights make no graph; `Detached` sees to it that a tracked point makes none either.
+        let frozen = Detached(Arc::new(map.detach()));
+        let silu_c = fpdm_kernels::silu(&self.outer_conditioning(cond_t, cond_y.as_ref())?)?;
+        let modulations: Vec<Modulation> = self.post.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
+        let last = self.final_layer.modulate(&silu_c)?;
+        let (post, final_layer, embedder) = (self.post.clone(), self.final_layer.clone(), self.embedder.clone());
+        let readout = move |z: &Tensor| {
+            let z = run_blocks(&post, &modulations, z)?;
+            embedder.unpatchify(&final_layer.forward(&z, &last)?)
+        };
+        Ok(Problem::new(Arc::new(map), pre.detach(), readout).with_frozen(Arc::new(frozen)))
+    }
+
+    /// The map for an injection `(B, T, D)` and a conditioning `c` `(B, D)`, with all that is constant during a solve
+    /// computed here.
+    pub fn bind(&self, injection: &Tensor, c: &Tensor) -> Result<ImplicitMap> {
+        let d = self.config.hidden_size;
+        // fc1([z, i]) = z Wzᵀ + (i Wiᵀ + b): the second term does not change during a solve.
+        let w_z = self.fc1.w.narrow(1, 0, d)?;
+        let w_i = self.fc1.w.narrow(1, d, d)?;
+        let injected = fpdm_kernels::linear(injection, &w_i, Some(&self.fc1.b))?;
+        let silu_c = fpdm_kernels::silu(c)?;
+        let modulations = self.group.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
+        Ok(ImplicitMap { w_z, injected, fc2: self.fc2.clone(), blocks: self.group.clone(), modulations })
+    }
+
+    /// The post-layers alone, `(B, T, D)` to `(B, T, D)`, before the final layer.
+    pub fn post(&self, z: &Tensor, features: &Features) -> Result<Tensor> {
+        let silu_c = fpdm_kernels::silu(&self.outer_conditioning(&features.cond_t, features.cond_y.as_ref())?)?;
+        let modulations: Vec<Modulation> = self.post.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
+        run_blocks(&self.post, &modulations, z)
+    }
+}
+
+fn run_blocks(blocks: &[Block], modulations: &[Modulation], z: &Tensor) -> Result<Tensor> {
+    let mut z = z.clone();
+    for (block, modulation) in blocks.iter().zip(modulations) {
+        z = block.forward(&z, modulation)?;
+    }
+    Ok(z)
+}
+
+impl ImplicitModel for Fpdit {
+    fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem> {
+        self.problem(&self.features(x, t, y)?)
+    }
+}
+
+/// `z ↦ blocks(fc2(gelu(fc1([z, injection]))), c)`, bound to its injection and conditioning.
+#[derive(Clone, Debug)]
+pub struct ImplicitMap {
+    w_z: Tensor,
+    injected: Tensor,
+    fc2: Linear,
+    blocks: Vec<Block>,
+    modulations: Vec<Modulation>,
+}
+
+impl ImplicitMap {
+    /// The same map outside any graph, sharing storage with the weights.
+    pub fn detach(&self) -> Self {
+        Self {
+            w_z: self.w_z.detach(),
+            injected: self.injected.detach(),
+            fc2: self.fc2.detach(),
+            blocks: self.blocks.iter().map(Block::detach).collect(),
+            modulations: self.modulations.iter().map(Modulation::detach).collect(),
+        }
+    }
+}
+
+impl FixedPointMap for ImplicitMap {
+    fn apply(&self, z: &Tensor) -> Result<Tensor> {
+        let h = fpdm_kernels::linear_add_gelu(z, &self.w_z, &self.injected)?; // (B, T, 2 D)
+        run_blocks(&self.blocks, &self.modulations, &self.fc2.forward(&h)?)
+    }
+}
