@@ -57,13 +57,7 @@ impl Conv2d {
 ///
 /// # Errors
 /// If shapes, types or devices do not fit, or the kernel is larger than the padded picture.
-pub fn conv2d(
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    how: Conv2d,
-) -> Result<Tensor> {
+pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
     check_arguments(x, w, b, residual, how)?;
     match route(x) {
         Route::Composed => composed(x, w, b, residual, how),
@@ -111,13 +105,7 @@ fn recorded(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d) -> Result<T
 ///
 /// # Errors
 /// If candle cannot convolve or broadcast the arguments.
-pub fn composed(
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    how: Conv2d,
-) -> Result<Tensor> {
+pub fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
     let Conv2d { stride, before, after, upsample, relu } = how;
     let mut x = x.clone();
     if upsample > 1 {
@@ -141,13 +129,7 @@ pub fn composed(
     if relu { y.relu() } else { Ok(y) }
 }
 
-fn check_arguments(
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    how: Conv2d,
-) -> Result<()> {
+fn check_arguments(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<()> {
     let check = Check::new("conv2d", "x", x)?;
     let &[batch, inputs, height, width] = x.dims() else {
         bail!("conv2d: `x` must have four dimensions (B, I, H, W), got {:?}", x.dims())

@@ -118,7 +118,17 @@ fn equals_differences() -> Result<()> {
         Conv2d { stride: 3, upsample: 2, before: 2, after: 0, relu: true },
     ];
     for how in hows {
-        let sizes = Sizes { batch: 2, inputs: 3, outputs: 9, picture: [6, 5], kernel: [3, 3], how, bias: true, residual: true, seed: 5 };
+        let sizes = Sizes {
+            batch: 2,
+            inputs: 3,
+            outputs: 9,
+            picture: [6, 5],
+            kernel: [3, 3],
+            how,
+            bias: true,
+            residual: true,
+            seed: 5,
+        };
         let case = case(&sizes, DType::F64)?;
         let gradients = case.gradients(conv2d)?;
         let weights = random(case.result(conv2d)?.dims(), DType::F64, &mut rand_chacha::ChaCha8Rng::seed_from_u64(7))?;
@@ -142,7 +152,17 @@ fn equals_differences() -> Result<()> {
 #[test]
 fn half_precision_is_computed_in_f32() -> Result<()> {
     let how = Conv2d { before: 1, after: 1, relu: true, ..Conv2d::default() };
-    let s = Sizes { batch: 1, inputs: 8, outputs: 8, picture: [9, 9], kernel: [3, 3], how, bias: true, residual: true, seed: 1 };
+    let s = Sizes {
+        batch: 1,
+        inputs: 8,
+        outputs: 8,
+        picture: [9, 9],
+        kernel: [3, 3],
+        how,
+        bias: true,
+        residual: true,
+        seed: 1,
+    };
     for dtype in [DType::BF16, DType::F16] {
         let case = case(&s, dtype)?;
         let y = case.untracked(conv2d)?;
@@ -177,7 +197,9 @@ fn bad_arguments_are_named() {
     assert!(message(&x, &zeros(&[3, 3]), None, None, how).contains("`w` must have four dimensions"));
     assert!(message(&x, &zeros(&[3, 5, 3, 3]), None, None, how).contains("`w` must have shape [3, 2, 3, 3]"));
     assert!(message(&x, &w, Some(&zeros(&[4])), None, how).contains("`b` must have shape [3]"));
-    assert!(message(&x, &w, None, Some(&zeros(&[1, 3, 4, 4])), how).contains("`residual` must have shape [1, 3, 2, 2]"));
+    assert!(
+        message(&x, &w, None, Some(&zeros(&[1, 3, 4, 4])), how).contains("`residual` must have shape [1, 3, 2, 2]")
+    );
     assert!(message(&zeros(&[1, 2, 2, 2]), &w, None, None, how).contains("larger than the padded picture"));
     assert!(message(&x, &w, None, None, Conv2d { stride: 0, ..how }).contains("must be positive"));
 }

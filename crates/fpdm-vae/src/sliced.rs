@@ -8,18 +8,17 @@ use fpdm_core::{Error, LatentCodec, Moments, Result};
 /// # Shapes
 ///
 /// Those of the codec within.
-#[derive(Clone, Debug)]
-pub struct Sliced<C> {
-    codec: C,
+pub struct Sliced {
+    codec: Box<dyn LatentCodec>,
     size: usize,
 }
 
-impl<C: LatentCodec> Sliced<C> {
+impl Sliced {
     /// At most `size` pictures at a time.
     ///
     /// # Errors
     /// [`Error::Config`] if `size` is 0.
-    pub fn new(codec: C, size: usize) -> Result<Self> {
+    pub fn new(codec: Box<dyn LatentCodec>, size: usize) -> Result<Self> {
         if size == 0 {
             return Err(Error::config("size", "0 pictures at a time; give at least 1"));
         }
@@ -35,7 +34,7 @@ impl<C: LatentCodec> Sliced<C> {
     }
 }
 
-impl<C: LatentCodec> LatentCodec for Sliced<C> {
+impl LatentCodec for Sliced {
     fn encode(&self, pixels: &Tensor) -> Result<Moments> {
         let parts = self.parts(pixels)?.map(|part| self.codec.encode(&part?)).collect::<Result<Vec<_>>>()?;
         let cat = |part: fn(&Moments) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);

@@ -22,7 +22,8 @@ pub(crate) fn build<T>(
     let asked = lock(&strict.asked);
     let mut extra: Vec<_> = strict.tensors.keys().filter(|name| !asked.contains(*name)).collect();
     extra.sort_unstable();
-    problems.extend(extra.iter().map(|name| format!("`{name}` has no place in the network that config.json describes")));
+    problems
+        .extend(extra.iter().map(|name| format!("`{name}` has no place in the network that config.json describes")));
     if problems.is_empty() { Ok(network) } else { Err(Error::Weights { origin: origin.to_owned(), problems }) }
 }
 
@@ -39,21 +40,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 struct Handle(Arc<Strict>);
 
 impl SimpleBackend for Handle {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _: Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         lock(&self.0.asked).insert(name.to_owned());
         let problem = match self.0.tensors.get(name) {
             None => format!("`{name}` {:?} is missing", shape.dims()),
             Some(t) if *t.shape() != shape => {
                 format!("`{name}`: expected {:?}, got {:?}", shape.dims(), t.dims())
             }
-            Some(t) if !t.dtype().is_float() => format!("`{name}`: expected floating point numbers, got {:?}", t.dtype()),
+            Some(t) if !t.dtype().is_float() => {
+                format!("`{name}`: expected floating point numbers, got {:?}", t.dtype())
+            }
             Some(t) => return t.to_device(device)?.to_dtype(dtype),
         };
         lock(&self.0.problems).push(problem);

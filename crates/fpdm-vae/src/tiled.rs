@@ -31,18 +31,17 @@ impl Default for Tiling {
 /// # Shapes
 ///
 /// Those of the codec within. A picture no larger than a tile is passed on whole.
-#[derive(Clone, Debug)]
-pub struct Tiled<C> {
-    codec: C,
+pub struct Tiled {
+    codec: Box<dyn LatentCodec>,
     tiling: Tiling,
 }
 
-impl<C: LatentCodec> Tiled<C> {
+impl Tiled {
     /// `codec`, a tile at a time.
     ///
     /// # Errors
     /// [`Error::Config`] if tile or factor are 0, or tiles share more than half of their side.
-    pub fn new(codec: C, tiling: Tiling) -> Result<Self> {
+    pub fn new(codec: Box<dyn LatentCodec>, tiling: Tiling) -> Result<Self> {
         for (field, value) in [("tile", tiling.tile), ("factor", tiling.factor)] {
             if value == 0 {
                 return Err(Error::config(field, "0; give at least 1"));
@@ -82,7 +81,7 @@ impl<C: LatentCodec> Tiled<C> {
     }
 }
 
-impl<C: LatentCodec> LatentCodec for Tiled<C> {
+impl LatentCodec for Tiled {
     /// # Errors
     /// [`Error::Shape`] if the sides are no multiples of the factor, or the codec within has another one.
     fn encode(&self, pixels: &Tensor) -> Result<Moments> {
@@ -92,11 +91,16 @@ impl<C: LatentCodec> LatentCodec for Tiled<C> {
             let expected = format!("(B, C, H, W), H and W multiples of {factor}");
             return Err(Error::shape("Tiled::encode: pixels", expected, pixels.dims()));
         }
-        let [mean, std] = self.assemble(pixels, factor, |at| at / factor, |tile| {
-            let moments = self.codec.encode(tile)?;
-            self.fits(&moments.mean, tile)?;
-            Ok([moments.mean, moments.std])
-        })?;
+        let [mean, std] = self.assemble(
+            pixels,
+            factor,
+            |at| at / factor,
+            |tile| {
+                let moments = self.codec.encode(tile)?;
+                self.fits(&moments.mean, tile)?;
+                Ok([moments.mean, moments.std])
+            },
+        )?;
         Ok(Moments { mean, std })
     }
 
@@ -106,16 +110,21 @@ impl<C: LatentCodec> LatentCodec for Tiled<C> {
         if latents.rank() != 4 {
             return Err(Error::shape("Tiled::decode: latents", "(B, C, H, W)", latents.dims()));
         }
-        let [pixels] = self.assemble(latents, 1, |at| at * self.tiling.factor, |tile| {
-            let pixels = self.codec.decode(tile)?;
-            self.fits(tile, &pixels)?;
-            Ok([pixels])
-        })?;
+        let [pixels] = self.assemble(
+            latents,
+            1,
+            |at| at * self.tiling.factor,
+            |tile| {
+                let pixels = self.codec.decode(tile)?;
+                self.fits(tile, &pixels)?;
+                Ok([pixels])
+            },
+        )?;
         Ok(pixels)
     }
 }
 
-impl<C> Tiled<C> {
+impl Tiled {
     fn fits(&self, latents: &Tensor, pixels: &Tensor) -> Result<()> {
         let factor = self.tiling.factor;
         if latents.dim(D::Minus1)? * factor == pixels.dim(D::Minus1)? {

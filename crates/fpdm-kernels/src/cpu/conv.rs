@@ -75,20 +75,11 @@ fn batch<V: Simd, const R: usize>(conv: Convolution<'_, V::Elem>, out: Dest<V::E
             unsafe { patch.fill(picture, c, first, strip) };
         }
         let count = rows.min(g.out[0] - first);
-        let strip = Strip::<'_, V::Elem, R> {
-            patch: &patch,
-            conv: &conv,
-            strip,
-            weights: &weights,
-            sample,
-            first,
-            count,
-            out,
-        };
+        let strip =
+            Strip::<'_, V::Elem, R> { patch: &patch, conv: &conv, strip, weights: &weights, sample, first, count, out };
         V::enter(strip);
     });
 }
-
 
 /// Weights in the order in which tiles read them.
 fn pack<T: Real, const R: usize>(conv: &Convolution<'_, T>) -> Vec<T> {

@@ -92,13 +92,7 @@ impl<T: Real, const R: usize, const NV: usize> Job<T> for Forward<'_, T, R, NV> 
     type Out = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        unsafe {
-            if R == 8 {
-                forward8::<V, R, NV>(&self)
-            } else {
-                forward4::<V, R, NV>(&self)
-            }
-        }
+        unsafe { if R == 8 { forward8::<V, R, NV>(&self) } else { forward4::<V, R, NV>(&self) } }
     }
 }
 
@@ -107,13 +101,7 @@ impl<T: Real, const R: usize> Job<T> for Weight<T, R> {
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) -> [[T; TAPS]; R] {
         let mut sums = [[T::default(); TAPS]; R];
-        unsafe {
-            if R == 8 {
-                weight8::<V, R>(&self, &mut sums)
-            } else {
-                weight4::<V, R>(&self, &mut sums)
-            }
-        }
+        unsafe { if R == 8 { weight8::<V, R>(&self, &mut sums) } else { weight4::<V, R>(&self, &mut sums) } }
         sums
     }
 }

@@ -2,7 +2,7 @@
 
 use super::math;
 use super::simd::{Exponent, Job, Simd, simd};
-use super::tile::{Tile, tile14, tile6};
+use super::tile::{Tile, tile6, tile14};
 use std::arch::x86_64::*;
 
 simd!(#[target_feature(enable = "avx512f,avx512dq,avx2,fma")]

@@ -51,7 +51,8 @@ fn from_reader<R: BufRead + Seek>(
     }
     let pixels = u64::from(width) * u64::from(height);
     if pixels > max_pixels {
-        let why = format!("{width}x{height} = {pixels} pixels, allowed are {max_pixels}; raise the limit if you trust it");
+        let why =
+            format!("{width}x{height} = {pixels} pixels, allowed are {max_pixels}; raise the limit if you trust it");
         return Err(Error::config(name, why));
     }
     let mut reader = reader()?;

@@ -93,8 +93,7 @@ fn windows(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i64>)> {
         let center = (i as f64 + 0.5) * scale;
         let first = ((center - support + 0.5) as i64).max(0) as usize;
         let end = ((center + support + 0.5) as usize).min(from);
-        let weights: Vec<f64> =
-            (first..end).map(|x| filter.weight((x as f64 - center + 0.5) * (1. / wide))).collect();
+        let weights: Vec<f64> = (first..end).map(|x| filter.weight((x as f64 - center + 0.5) * (1. / wide))).collect();
         let sum: f64 = weights.iter().sum();
         let fixed = |w: &f64| {
             let w = if sum == 0. { *w } else { w / sum } * f64::from(1u32 << BITS);

@@ -81,7 +81,9 @@ pub fn from_tensor(t: &Tensor) -> Result<Vec<Picture>> {
         }
     };
     let t = t.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    if t.sum_all()?.to_scalar::<f32>()?.is_nan() && t.ne(&t)?.to_dtype(DType::F32)?.sum(D::Minus1)?.max_all()?.to_scalar::<f32>()? > 0. {
+    if t.sum_all()?.to_scalar::<f32>()?.is_nan()
+        && t.ne(&t)?.to_dtype(DType::F32)?.sum(D::Minus1)?.max_all()?.to_scalar::<f32>()? > 0.
+    {
         return Err(Error::NonFinite { at: "a picture".into(), iter: 0 });
     }
     let t = t.broadcast_as((t.dims()[0], 3, height, width))?;

@@ -15,7 +15,9 @@ use super::tensor::Picture;
 /// [`Error::Io`] if the folder does not exist or cannot be written, [`Error::Config`] if the encoder refuses the size.
 pub fn write_png(path: impl AsRef<Path>, picture: &Picture) -> Result<()> {
     let path = path.as_ref();
-    let size = |n: usize| u32::try_from(n).map_err(|_| Error::config("picture", format!("a side of {n} pixels is too large for a PNG")));
+    let size = |n: usize| {
+        u32::try_from(n).map_err(|_| Error::config("picture", format!("a side of {n} pixels is too large for a PNG")))
+    };
     let (width, height) = (size(picture.width())?, size(picture.height())?);
     let mut bytes = Vec::new();
     PngEncoder::new(&mut bytes)

@@ -124,7 +124,8 @@ impl LatentCodec for AutoencoderKl {
         let what = "AutoencoderKl::decode: latents";
         pictures(what, latents, self.config.latent_channels, 1)?;
         same_type(what, latents)?;
-        let mut z = latents.to_dtype(self.dtype)?.contiguous()?.affine(1. / self.config.scaling_factor, self.shift())?;
+        let mut z =
+            latents.to_dtype(self.dtype)?.contiguous()?.affine(1. / self.config.scaling_factor, self.shift())?;
         if let Some(post_quant) = &self.post_quant {
             z = post_quant.forward(&z)?;
         }

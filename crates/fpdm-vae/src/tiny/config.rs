@@ -1,7 +1,12 @@
 //! The `config.json` of diffusers' `AutoencoderTiny`.
 
+use std::collections::HashMap;
+
+use candle_core::Tensor;
 use fpdm_core::{Error, Result};
 use serde::Deserialize;
+
+use super::names::infer;
 
 /// The shape of a [`TinyAutoencoder`](crate::TinyAutoencoder), with the names and defaults of diffusers.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -63,6 +68,11 @@ impl TinyConfig {
         Ok(config)
     }
 
+    /// The config of a network with these tensors, diffusers names, as far as they tell.
+    pub fn of_tensors(tensors: &HashMap<String, Tensor>) -> Self {
+        infer(tensors)
+    }
+
     /// Pixels to a latent, along each side.
     pub fn factor(&self) -> usize {
         1 << self.num_encoder_blocks.len().saturating_sub(1).min(16)
@@ -82,9 +92,7 @@ impl TinyConfig {
                 return Err(Error::config(field, "0; give at least 1"));
             }
         }
-        for (field, value, known) in
-            [("act_fn", &self.act_fn, "relu"), ("upsample_fn", &self.upsample_fn, "nearest")]
-        {
+        for (field, value, known) in [("act_fn", &self.act_fn, "relu"), ("upsample_fn", &self.upsample_fn, "nearest")] {
             if value != known {
                 return Err(Error::config(field, format!("`{value}`; only `{known}` is known")));
             }
@@ -98,7 +106,8 @@ impl TinyConfig {
             ("decoder_block_out_channels", &self.decoder_block_out_channels, &self.num_decoder_blocks),
         ] {
             if widths.is_empty() || widths.len() > 8 || widths.len() != blocks.len() {
-                let why = format!("{} widths for {} numbers of blocks; give 1 to 8 of each", widths.len(), blocks.len());
+                let why =
+                    format!("{} widths for {} numbers of blocks; give 1 to 8 of each", widths.len(), blocks.len());
                 return Err(Error::config(field, why));
             }
             if widths[0] == 0 || widths.iter().any(|w| *w != widths[0]) {

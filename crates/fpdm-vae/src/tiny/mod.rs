@@ -102,7 +102,7 @@ impl TinyAutoencoder {
         device: &Device,
     ) -> Result<Self> {
         let tensors = names::from_original(encoder, decoder)?;
-        Self::from_tensors(names::infer(&tensors), origin, tensors, dtype, device)
+        Self::from_tensors(TinyConfig::of_tensors(&tensors), origin, tensors, dtype, device)
     }
 
     /// What it was built from.

@@ -40,9 +40,7 @@ pub(super) fn infer(tensors: &HashMap<String, Tensor>) -> TinyConfig {
     let is_block = |side: &str, layer| tensors.contains_key(&format!("{side}.layers.{layer}.conv.0.weight"));
     let is_conv = |side: &str, layer| tensors.contains_key(&format!("{side}.layers.{layer}.weight"));
     let dim = |name: &str, d| tensors.get(name).and_then(|t| t.dims().get(d).copied()).unwrap_or(0);
-    for (side, blocks) in
-        [("encoder", &mut config.num_encoder_blocks), ("decoder", &mut config.num_decoder_blocks)]
-    {
+    for (side, blocks) in [("encoder", &mut config.num_encoder_blocks), ("decoder", &mut config.num_decoder_blocks)] {
         *blocks = vec![0];
         for layer in 1..last(side) {
             if is_block(side, layer) {
