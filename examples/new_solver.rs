@@ -15,7 +15,7 @@ use fpdm_core::{
 ///
 /// One remembered residual a sample; `w` is the secant slope along the last step.
 ///
-/// Irons and Tuck 1969, "A version of the Aitken accelerator for computer iteration", equation 6.
+/// Irons and Tuck 1969, "A version of the Aitken accelerator for computer iteration".
 struct Aitken;
 
 impl Solver for Aitken {

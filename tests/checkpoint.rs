@@ -377,6 +377,38 @@ fn lying_safetensors_headers_are_refused() {
     }
 }
 
+#[test]
+fn dtypes_of_no_network_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dtypes.safetensors");
+    for (dtype, bytes) in [
+        ("BOOL", 8),
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("F8_E5M2", 8),
+        ("F8_E4M3", 8),
+        ("F8_E8M0", 8),
+        ("I8", 8),
+        ("U16", 16),
+        ("I16", 16),
+        ("I32", 32),
+        ("U32", 32),
+        ("U64", 64),
+        ("C64", 64),
+    ] {
+        let header =
+            format!(r#"{{"block_fixed_point.a":{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,{bytes}]}}}}"#);
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(header.as_bytes());
+        file.resize(file.len() + bytes, 1);
+        std::fs::write(&path, file).unwrap();
+        let _ = try_all(&path);
+        let checkpoint = open(&path).unwrap();
+        let _ = checkpoint.var_builder(DType::BF16, &Device::Cpu).get(8, "block_fixed_point.a");
+    }
+}
+
 /// Opens and reads everything; an error is as good as success, a panic is not.
 fn try_all(path: &Path) -> Result<()> {
     for which in [Which::Ema, Which::Model] {
@@ -497,6 +529,10 @@ fn variables_are_saved_and_loaded() {
     params::save(&vars, &path).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), first, "the same bytes every time");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, b"").unwrap();
+    let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&path), permissions(&plain), "those of any new file");
     let other = varmap(&[("a", &[3]), ("b", &[2, 2])], DType::BF16);
     params::load(&other, &path).unwrap();
     let a = other.data().lock().unwrap()["a"].clone();

@@ -161,17 +161,19 @@ proptest! {
         zero in any::<bool>(),
         (u, v) in (0f64..1., 0f64..1.),
     ) {
+        // Closer than this, rounding decides which of two neighbours is the smaller.
+        prop_assume!((u - v).abs() > 1e-4);
         let mut vp = Vp::linear(first, last, steps).unwrap();
         if zero {
             vp = vp.zero_terminal_snr().unwrap();
         }
         let end = vp.span().1;
         let (a, b) = (vp.level(u.min(v) * end).unwrap(), vp.level(u.max(v) * end).unwrap());
-        prop_assert!(a.t == b.t || (a.alpha > b.alpha && a.sigma <= b.sigma && a.snr() > b.snr()), "{:?} {:?}", a, b);
+        prop_assert!(a.alpha > b.alpha && a.sigma <= b.sigma && a.snr() > b.snr(), "{:?} {:?}", a, b);
         prop_assert!((a.alpha.powi(2) + a.sigma.powi(2) - 1.).abs() < 1e-14);
         let flow = Flow { steps: end };
         let (a, b) = (flow.level(u.min(v) * end).unwrap(), flow.level(u.max(v) * end).unwrap());
-        prop_assert!(a.t == b.t || a.snr() > b.snr());
-        prop_assert!(a.alpha + a.sigma == 1.);
+        prop_assert!(a.snr() > b.snr());
+        prop_assert!((a.alpha + a.sigma - 1.).abs() < 1e-15);
     }
 }

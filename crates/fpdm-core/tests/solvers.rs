@@ -14,7 +14,7 @@ struct Case {
     name: &'static str,
     map: Box<dyn FixedPointMap>,
     z0: Tensor,
-    /// Below this residual the fixed point is known to be reached.
+    /// Whether plain iteration converges.
     contracts: bool,
 }
 
@@ -139,7 +139,7 @@ fn quasi_newton_needs_fewer_applications() -> Result<()> {
     Ok(())
 }
 
-/// In half precision a solve cannot end, so what is compared is how far the same applications get.
+/// In half precision rounding ends a solve early, so what is compared is how far the first applications get.
 #[test]
 fn acceleration_survives_low_precision() -> Result<()> {
     let f64s = linear(200, 0.97, 4)?;
@@ -147,7 +147,7 @@ fn acceleration_survives_low_precision() -> Result<()> {
     for dtype in [DType::F32, DType::BF16] {
         let f = |z: &Tensor| -> Result<Tensor> { Ok(f64s.apply(&z.to_dtype(DType::F64)?)?.to_dtype(dtype)?) };
         let error = |solver: &dyn Solver| -> Result<f64> {
-            let z = solve(solver, &f, start(2, 200)?.to_dtype(dtype)?, &mut Budget(40))?.finite()?.z;
+            let z = solve(solver, &f, start(2, 200)?.to_dtype(dtype)?, &mut Budget(20))?.finite()?.z;
             gap(&z, &answer)
         };
         let (picard, anderson, broyden) =

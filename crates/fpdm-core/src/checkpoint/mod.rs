@@ -21,7 +21,7 @@
 //! weights.check_finite()?;
 //! let vb = weights.var_builder(DType::BF16, &Device::Cpu);
 //! # let _ = vb;
-//! # fpdm_core::Result::Ok(())
+//! # fpdm_core::Result::<()>::Ok(())
 //! ```
 
 mod check;

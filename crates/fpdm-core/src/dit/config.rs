@@ -145,7 +145,10 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with the position of a syntax error, an unknown field or a value out of range.
     pub fn from_json(text: &str) -> Result<Self> {
-        let config: Self = serde_json::from_str(text).map_err(|e| Error::config("config.json", e.to_string()))?;
+        let refused = |e: serde_json::Error| Error::config("config.json", e.to_string());
+        // A struct may also be read from a list, where missing fields take their defaults: not from a user's file.
+        serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).map_err(refused)?;
+        let config: Self = serde_json::from_str(text).map_err(refused)?;
         config.check()?;
         Ok(config)
     }
@@ -171,9 +174,10 @@ impl Config {
         if self.learn_sigma { 2 * self.in_channels } else { self.in_channels }
     }
 
-    /// Width of a block's MLP.
+    /// Width of a block's MLP: `mlp_ratio` of D, rounded down.
     pub fn mlp_hidden(&self) -> usize {
-        (self.hidden_size as f64 * self.mlp_ratio) as usize
+        // A ratio that was read off a width must give that width back.
+        (self.hidden_size as f64 * self.mlp_ratio + 1e-6) as usize
     }
 
     /// Refuses settings that no network can be built from.
@@ -199,20 +203,20 @@ impl Config {
                 return Err(Error::config(field, format!("{value} blocks are out of range; use at most 4096")));
             }
         }
-        if self.hidden_size % self.num_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_heads) {
             return Err(Error::config(
                 "num_heads",
                 format!("{} heads do not divide hidden_size {}; use a divisor", self.num_heads, self.hidden_size),
             ));
         }
-        if self.hidden_size % 4 != 0 {
+        if !self.hidden_size.is_multiple_of(4) {
             return Err(Error::config(
                 "hidden_size",
                 format!("{} is no multiple of 4, which the position embedding needs", self.hidden_size),
             ));
         }
         for (i, name) in ["height", "width"].iter().enumerate() {
-            if self.input_size[i] % self.patch_size != 0 {
+            if !self.input_size[i].is_multiple_of(self.patch_size) {
                 return Err(Error::config(
                     format!("input_size[{i}]"),
                     format!("{name} {} is no multiple of patch_size {}", self.input_size[i], self.patch_size),

@@ -9,7 +9,7 @@
 //! let source = Source::parse("org/fpdm-s-2@main")?;
 //! let found = source.locate(&Hub::from_env()?, &mut |p| eprintln!("{}: {} bytes", p.file, p.received))?;
 //! let weights = Checkpoint::from_files(&found.weights, Which::Ema)?;
-//! # fpdm_core::Result::Ok(())
+//! # fpdm_core::Result::<()>::Ok(())
 //! ```
 
 mod cache;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::value::{Arena, Id, Value, View};
+use super::value::{Arena, Id, Value};
 
 /// Runs a pickle to its end and returns its value.
 pub(super) fn run(bytes: &[u8]) -> Result<(Arena, Id), String> {
@@ -137,12 +137,12 @@ impl<'a> Machine<'a> {
             }
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
-                let made = self.reduce(callee, arguments)?;
+                let made = self.arena.reduce(callee, arguments, self.opaque)?;
                 self.push(made)?;
             }
             0x92 => {
                 let (_, arguments, callee) = (self.pop()?, self.pop()?, self.pop()?);
-                let made = self.reduce(callee, arguments)?;
+                let made = self.arena.reduce(callee, arguments, self.opaque)?;
                 self.push(made)?;
             }
             // The attributes of an object are of no interest; those of a dict are its metadata.
@@ -158,7 +158,7 @@ impl<'a> Machine<'a> {
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = self.storage(id)?;
+                let storage = self.arena.storage(id)?;
                 self.make(storage)?;
             }
             op => return Err(format!("instruction {op:#04x} is not supported")),
@@ -302,160 +302,5 @@ impl<'a> Machine<'a> {
         let key = self.memo_key(bytes)?;
         let id = *self.memo.get(&key).ok_or_else(|| format!("memo {key} is empty"))?;
         self.push(id)
-    }
-
-    /// A persistent identifier is `('storage', class, key, location, elements)`.
-    fn storage(&self, id: Id) -> Result<Value, String> {
-        let bad = || "a persistent value that is no storage".to_owned();
-        let &[kind, class, key, _, len] = self.arena.sequence(id).ok_or_else(bad)? else { return Err(bad()) };
-        match (self.arena.text(kind), self.arena.get(class), self.arena.text(key), self.arena.unsigned(len)) {
-            (Some("storage"), Value::Global(class), Some(key), Some(len)) => {
-                Ok(Value::Storage { class: class.clone(), key: key.to_owned(), len })
-            }
-            _ => Err(bad()),
-        }
-    }
-
-    /// What a call would return, for the few callees that matter.
-    fn reduce(&mut self, callee: Id, arguments: Id) -> Result<Id, String> {
-        let Value::Global(name) = self.arena.get(callee) else { return Ok(self.opaque) };
-        let Some(arguments) = self.arena.sequence(arguments) else { return Ok(self.opaque) };
-        let value = match (name.as_str(), arguments) {
-            ("collections.OrderedDict" | "builtins.dict", []) => Value::Dict(Vec::new()),
-            ("collections.OrderedDict" | "builtins.dict", &[pairs, ..]) => {
-                let pair = |&id| match self.arena.sequence(id) {
-                    Some(&[key, value]) => Ok((key, value)),
-                    _ => Err("a dict of something else than pairs".to_owned()),
-                };
-                let pairs: Vec<(Id, Id)> =
-                    self.arena.sequence(pairs).unwrap_or_default().iter().map(pair).collect::<Result<_, _>>()?;
-                self.arena.charge(2 * pairs.len())?;
-                Value::Dict(pairs)
-            }
-            ("torch._utils._rebuild_tensor_v2", &[storage, offset, shape, stride, ..]) => {
-                let view = self.view(storage, offset, shape, stride)?;
-                self.arena.charge(2 * view.shape.len())?;
-                Value::Tensor(view)
-            }
-            ("torch._utils._rebuild_parameter", &[tensor, ..]) => return Ok(tensor),
-            _ => return Ok(self.opaque),
-        };
-        self.arena.add(value)
-    }
-
-    fn view(&self, storage: Id, offset: Id, shape: Id, stride: Id) -> Result<View, String> {
-        let numbers = |id| -> Option<Vec<u64>> {
-            let ids = self.arena.sequence(id)?;
-            if ids.len() > 16 { None } else { ids.iter().map(|&id| self.arena.unsigned(id)).collect() }
-        };
-        match (self.arena.unsigned(offset), numbers(shape), numbers(stride)) {
-            (Some(offset), Some(shape), Some(stride)) if shape.len() == stride.len() => {
-                Ok(View { storage, offset, shape, stride })
-            }
-            _ => Err("a tensor without a valid offset, shape and stride".into()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::checkpoint::Which;
-    use crate::checkpoint::torch::state::tensors;
-
-    fn why(bytes: &[u8]) -> String {
-        match run(bytes) {
-            Ok(_) => panic!("accepted {bytes:?}"),
-            Err(why) => why,
-        }
-    }
-
-    #[test]
-    fn a_dict_that_is_referred_to_twice_keeps_its_content() {
-        // {'a': d, 'b': d} where d is filled after it was memoised.
-        let bytes = b"\x80\x02}(X\x01\0\0\0a}q\x05X\x01\0\0\0kK\x07sX\x01\0\0\0bh\x05u.";
-        let (arena, root) = run(bytes).unwrap();
-        let top = arena.dict(root).unwrap();
-        for key in ["a", "b"] {
-            assert_eq!(arena.unsigned(arena.dict(top[key]).unwrap()["k"]), Some(7));
-        }
-    }
-
-    #[test]
-    fn protocol_4_is_read() {
-        let bytes = b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94(\x8c\x01a\x94K\x01\x8c\x01b\x94\x8a\x02\x00\x01u.";
-        let (arena, root) = run(bytes).unwrap();
-        let top = arena.dict(root).unwrap();
-        assert_eq!((arena.unsigned(top["a"]), arena.unsigned(top["b"])), (Some(1), Some(256)));
-    }
-
-    #[test]
-    fn nothing_is_called() {
-        let bytes = b"\x80\x02cos\nsystem\nX\x05\0\0\0false\x85R.";
-        let (arena, root) = run(bytes).unwrap();
-        assert!(matches!(arena.get(root), Value::Opaque));
-        assert!(tensors(&arena, root, Which::Ema).is_err());
-    }
-
-    #[test]
-    fn what_is_wrong_is_located() {
-        for (bytes, word) in [
-            (&b""[..], "byte 0"),
-            (b"\x80\x09.", "protocol 9"),
-            (b"\x80\x02.", "stack is empty"),
-            (b"(.", "stack is empty"),
-            (b"t.", "no mark"),
-            (b"h\x07.", "memo 7"),
-            (b"X\xff\xff\xff\xffa.", "needs 4294967295 bytes"),
-            (b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", "bytes"),
-            (b"\x8b\xff\xff\xff\x7f.", "bytes"),
-            (b"Na.", "stack is empty"),
-            (b"NNa.", "expected a list"),
-            (b"NNNs.", "expected a dict"),
-            (b"}(Nu.", "without a value"),
-            (b"NQ.", "no storage"),
-            (b"\x82.", "0x82"),
-            (b"cos", "without an end"),
-            (b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNtR.", "without a valid offset"),
-        ] {
-            assert!(why(bytes).contains(word), "{bytes:?}: {}", why(bytes));
-        }
-    }
-
-    #[test]
-    fn bombs_end_early() {
-        // Ever deeper tuples, which must also be dropped without recursion.
-        let mut deep = vec![b'N'];
-        deep.resize(1 << 22, 0x85);
-        assert!(why(&deep).contains("values"));
-        assert!(why(&vec![b'('; 1 << 22]).contains("stack"));
-        assert!(why(&[vec![b'N'], vec![b'2'; 1 << 22]].concat()).contains("stack"));
-        // One long list, copied into a dict again and again.
-        let mut copies = b"](".to_vec();
-        (0..1000).for_each(|_| copies.extend_from_slice(b"NN\x86"));
-        copies.extend_from_slice(b"eq\x00");
-        (0..100_000).for_each(|_| copies.extend_from_slice(b"ccollections\nOrderedDict\nh\x00\x85R0"));
-        assert!(why(&copies).contains("elements"));
-        // A list that contains itself.
-        let (arena, root) = run(b"]q\x00h\x00a.").unwrap();
-        assert_eq!(arena.sequence(root), Some(&[root][..]));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = run(&bytes);
-        }
-
-        #[test]
-        fn any_instructions_are_survived(
-            ops in proptest::collection::vec(proptest::sample::select(&b"(01N]})aetsuldRb2QKK\x85\x86\x87\x81\x92\x94h\0q\0."[..]), 0..80),
-        ) {
-            if let Ok((arena, root)) = run(&ops) {
-                let _ = tensors(&arena, root, Which::Model);
-            }
-        }
     }
 }

@@ -2,7 +2,10 @@
 
 mod archive;
 mod machine;
+mod reduce;
 mod state;
+#[cfg(test)]
+mod tests;
 mod value;
 mod write;
 
