@@ -1,6 +1,10 @@
 //! The fused CPU paths: vector types, packed matrix products and the row kernels built on them.
 
 pub(crate) mod attention;
+pub(crate) mod conv;
+pub(crate) mod conv_patch;
+mod conv_tile;
+pub(crate) mod conv_weight;
 pub(crate) mod epilogue;
 pub(crate) mod gate;
 pub(crate) mod gemm;

@@ -1,0 +1,282 @@
+//! Convolution of pictures, with its gradients as matrix products.
+
+use crate::check::Check;
+use crate::cpu::conv::Convolution;
+use crate::cpu::conv_patch::{Geometry, Zoom};
+use crate::cpu::conv_weight;
+use crate::cpu::matrix::written;
+use crate::cpu::parallel;
+use crate::cpu::simd::Real;
+use crate::dispatch::{Route, by_dtype, route};
+use crate::record::{Fresh, record2, record3, wanted};
+use candle_core::{DType, Result, Storage, Tensor, bail};
+
+/// How a kernel meets a picture.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use fpdm_kernels::{Conv2d, conv2d};
+///
+/// let x = Tensor::ones((1, 2, 8, 8), DType::F32, &Device::Cpu)?;
+/// let w = Tensor::ones((4, 2, 3, 3), DType::F32, &Device::Cpu)?;
+/// let halve = Conv2d { stride: 2, before: 1, after: 1, ..Conv2d::default() };
+/// assert_eq!(conv2d(&x, &w, None, None, halve)?.dims(), [1, 4, 4, 4]);
+/// # candle_core::Result::Ok(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Distance between neighbouring places of the kernel.
+    pub stride: usize,
+    /// Zeros above and to the left.
+    pub before: usize,
+    /// Zeros below and to the right.
+    pub after: usize,
+    /// The picture is first made so many times larger, by repeating pixels.
+    pub upsample: usize,
+    /// Negative results become 0.
+    pub relu: bool,
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Self { stride: 1, before: 0, after: 0, upsample: 1, relu: false }
+    }
+}
+
+impl Conv2d {
+    fn out(&self, size: usize, kernel: usize) -> usize {
+        (size * self.upsample + self.before + self.after - kernel) / self.stride + 1
+    }
+}
+
+/// `relu(conv(upsample(x), w) + b + residual)`, each part but the convolution as `how` and the arguments say.
+///
+/// `x` (B, I, H, W), `w` (O, I, K, L), `b` (O), `residual` like the result → (B, O, H', W'). Differentiable in all
+/// arguments. On the CPU no matrix of patches is written down: a place of the kernel is an offset into a padded strip
+/// of the picture, and bias, residual and ReLU are part of the same pass while nothing is tracked.
+///
+/// # Errors
+/// If shapes, types or devices do not fit, or the kernel is larger than the padded picture.
+pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
+    check_arguments(x, w, b, residual, how)?;
+    match route(x) {
+        Route::Composed => composed(x, w, b, residual, how),
+        Route::Widened => {
+            let wide = |t: &Tensor| t.to_dtype(DType::F32);
+            let (b, residual) = (b.map(wide).transpose()?, residual.map(wide).transpose()?);
+            conv2d(&wide(x)?, &wide(w)?, b.as_ref(), residual.as_ref(), how)?.to_dtype(x.dtype())
+        }
+        Route::Cpu => {
+            let tracked = [Some(x), Some(w), b, residual].into_iter().flatten().any(Tensor::track_op);
+            match residual {
+                _ if !tracked => by_dtype!(x, forward(x, w, b, residual, how))?.untracked(x),
+                Some(residual) => {
+                    let sum = (conv2d(x, w, b, None, Conv2d { relu: false, ..how })? + residual)?;
+                    if how.relu { sum.relu() } else { Ok(sum) }
+                }
+                None => recorded(x, w, b, how),
+            }
+        }
+    }
+}
+
+fn recorded(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
+    let out = by_dtype!(x, forward(x, w, b, None, how))?;
+    match b {
+        None => record2("conv2d", [x, w], out, move |[x, w], y, g| {
+            let g = &through_relu(y, g, how)?;
+            Ok([
+                wanted(x, || by_dtype!(x, input_gradient(x, w, g, how)))?,
+                wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
+            ])
+        }),
+        Some(b) => record3("conv2d", [x, w, b], out, move |[x, w, b], y, g| {
+            let g = &through_relu(y, g, how)?;
+            Ok([
+                wanted(x, || by_dtype!(x, input_gradient(x, w, g, how)))?,
+                wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
+                wanted(b, || by_dtype!(x, bias_gradient(g)))?,
+            ])
+        }),
+    }
+}
+
+/// [`conv2d`] in candle's operations.
+///
+/// # Errors
+/// If candle cannot convolve or broadcast the arguments.
+pub fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
+    let Conv2d { stride, before, after, upsample, relu } = how;
+    let mut x = x.clone();
+    if upsample > 1 {
+        // Candle's own upsampling overwrites the gradient that another use of its argument left.
+        let (b, c, h, w) = x.dims4()?;
+        x = x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, upsample, w, upsample))?;
+        x = x.reshape((b, c, h * upsample, w * upsample))?;
+    }
+    let padding = if before == after { before } else { 0 };
+    if before != after {
+        x = x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
+    }
+    // Both copies are for the GPU libraries, which know fewer strides than we allow.
+    let mut y = x.contiguous()?.conv2d(&w.contiguous()?, padding, stride, 1, 1)?;
+    if let Some(b) = b {
+        y = y.broadcast_add(&b.reshape((1, b.elem_count(), 1, 1))?)?;
+    }
+    if let Some(residual) = residual {
+        y = (y + residual)?;
+    }
+    if relu { y.relu() } else { Ok(y) }
+}
+
+fn check_arguments(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<()> {
+    let check = Check::new("conv2d", "x", x)?;
+    let &[batch, inputs, height, width] = x.dims() else {
+        bail!("conv2d: `x` must have four dimensions (B, I, H, W), got {:?}", x.dims())
+    };
+    let &[outputs, _, kh, kw] = w.dims() else {
+        bail!("conv2d: `w` must have four dimensions (O, I, K, L), got {:?}", w.dims())
+    };
+    check.shape("w", w, &[outputs, inputs, kh, kw])?;
+    if how.stride == 0 || how.upsample == 0 || kh == 0 || kw == 0 {
+        bail!("conv2d: stride, upsample and the sides of `w` must be positive, got {how:?} and {:?}", w.dims())
+    }
+    let padded = [height, width].map(|side| side * how.upsample + how.before + how.after);
+    if padded[0] < kh || padded[1] < kw {
+        bail!("conv2d: the kernel {kh}x{kw} is larger than the padded picture {}x{}", padded[0], padded[1])
+    }
+    if let Some(b) = b {
+        check.shape("b", b, &[outputs])?;
+    }
+    if let Some(residual) = residual {
+        check.shape("residual", residual, &[batch, outputs, how.out(height, kh), how.out(width, kw)])?;
+    }
+    Ok(())
+}
+
+/// Calls `f` with the elements of contiguous CPU tensors.
+fn with<T: Real, R>(tensors: [Option<&Tensor>; 4], f: impl FnOnce([Option<&[T]>; 4]) -> R) -> Result<R> {
+    let mut whole = [const { None }; 4];
+    for (whole, t) in whole.iter_mut().zip(tensors) {
+        *whole = t.map(Tensor::contiguous).transpose()?;
+    }
+    let held = [0, 1, 2, 3].map(|i| whole[i].as_ref().map(Tensor::storage_and_layout));
+    let mut slices = [None; 4];
+    for (slice, held) in slices.iter_mut().zip(&held) {
+        let Some((storage, layout)) = held else { continue };
+        let Storage::Cpu(cpu) = &**storage else { bail!("conv2d: a CPU kernel got a tensor of another device") };
+        *slice = Some(&T::cpu_storage_as_slice(cpu)?[layout.start_offset()..][..layout.shape().elem_count()]);
+    }
+    Ok(f(slices))
+}
+
+fn geometry(x: &Tensor, w: &Tensor, how: Conv2d) -> Result<Geometry> {
+    let (_, channels, height, width) = x.dims4()?;
+    let (_, _, kh, kw) = w.dims4()?;
+    Ok(Geometry {
+        channels,
+        size: [height, width],
+        zoom: Zoom::Repeat(how.upsample),
+        before: [how.before as isize; 2],
+        kernel: [kh, kw],
+        stride: how.stride,
+        out: [how.out(height, kh), how.out(width, kw)],
+    })
+}
+
+fn forward<T: Real>(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    how: Conv2d,
+) -> Result<Fresh> {
+    let geometry = geometry(x, w, how)?;
+    let (batch, outputs, taps) = (x.dims()[0], w.dims()[0], geometry.taps());
+    let shape = (batch, outputs, geometry.out[0], geometry.out[1]);
+    let data = with([Some(x), Some(w), b, residual], |[x, w, bias, residual]| {
+        let (x, w): (&[T], &[T]) = (x.unwrap_or_default(), w.unwrap_or_default());
+        let weight = &|o, p| w[o * taps + p];
+        let conv = Convolution { geometry, batch, x, weight, outputs, bias, residual, relu: how.relu };
+        unsafe { written(1, batch * outputs * geometry.out[0] * geometry.out[1], |out| conv.run(out)) }
+    })?;
+    Ok(Fresh::cpu(data, shape))
+}
+
+/// The convolution of the gradient, spread by the stride, with the turned kernel.
+fn input_gradient<T: Real>(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+    let (batch, inputs, height, width) = x.dims4()?;
+    let (channels, _, kh, kw) = w.dims4()?;
+    let (_, _, gh, gw) = g.dims4()?;
+    let geometry = Geometry {
+        channels,
+        size: [gh, gw],
+        zoom: if how.stride == 1 { Zoom::Repeat(1) } else { Zoom::Spread(how.stride) },
+        before: [kh, kw].map(|k| k as isize - 1 - how.before as isize),
+        kernel: [kh, kw],
+        stride: 1,
+        out: [height * how.upsample, width * how.upsample],
+    };
+    let area = kh * kw;
+    let large = with([Some(g), Some(w), None, None], |[g, w, ..]| {
+        let (x, w): (&[T], &[T]) = (g.unwrap_or_default(), w.unwrap_or_default());
+        let weight = &|i: usize, p: usize| w[(p / area * inputs + i) * area + area - 1 - p % area];
+        let conv = Convolution { geometry, batch, x, weight, outputs: inputs, bias: None, residual: None, relu: false };
+        unsafe { written(1, batch * inputs * geometry.out[0] * geometry.out[1], |out| conv.run(out)) }
+    })?;
+    let data = if how.upsample == 1 { large } else { pooled(&large, geometry.out[1], how.upsample) };
+    Fresh::cpu(data, x.shape()).untracked(g)
+}
+
+/// The sum of every `n` by `n` pixels of pictures `width` wide.
+fn pooled<T: Real>(large: &[T], width: usize, n: usize) -> Vec<T> {
+    let mut small = vec![T::default(); large.len() / (n * n)];
+    for (to, rows) in small.chunks_mut(width / n).zip(large.chunks(width * n)) {
+        for row in rows.chunks(width) {
+            for (to, pixels) in to.iter_mut().zip(row.chunks(n)) {
+                for &pixel in pixels {
+                    *to += pixel;
+                }
+            }
+        }
+    }
+    small
+}
+
+fn weight_gradient<T: Real>(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+    let geometry = geometry(x, w, how)?;
+    let (batch, outputs) = (x.dims()[0], w.dims()[0]);
+    let data = with([Some(x), Some(g), None, None], |[x, g, ..]| {
+        conv_weight::weight_gradient::<T>(geometry, x.unwrap_or_default(), g.unwrap_or_default(), batch, outputs)
+    })?;
+    Fresh::cpu(data, w.shape()).untracked(g)
+}
+
+fn bias_gradient<T: Real>(g: &Tensor) -> Result<Tensor> {
+    let (_, outputs, height, width) = g.dims4()?;
+    let data = with([Some(g), None, None, None], |[g, ..]| {
+        conv_weight::bias_gradient::<T>(g.unwrap_or_default(), outputs, height * width)
+    })?;
+    Fresh::cpu(data, outputs).untracked(g)
+}
+
+/// The gradient before the ReLU from the one behind it.
+fn through_relu(y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+    fn run<T: Real>(y: &Tensor, g: &Tensor) -> Result<Tensor> {
+        let data = with([Some(y), Some(g), None, None], |[y, g, ..]| {
+            let (y, g): (&[T], &[T]) = (y.unwrap_or_default(), g.unwrap_or_default());
+            unsafe {
+                written(1, y.len(), |out| {
+                    parallel::rows(y.len(), 1, |range| {
+                        let to = std::slice::from_raw_parts_mut(out.at(0, range.start), range.len());
+                        for ((to, &y), &g) in to.iter_mut().zip(&y[range.clone()]).zip(&g[range]) {
+                            *to = if y > T::default() { g } else { T::default() };
+                        }
+                    });
+                })
+            }
+        })?;
+        Fresh::cpu(data, y.shape()).untracked(g)
+    }
+    if how.relu { by_dtype!(y, run(y, g)) } else { Ok(g.clone()) }
+}

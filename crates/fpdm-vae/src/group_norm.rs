@@ -1,0 +1,53 @@
+//! Group normalisation, followed by SiLU where the network has one.
+
+use candle_core::{D, DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+use fpdm_core::Result;
+
+/// Wu and He 2018, arXiv 1803.08494, equation 7. Statistics are taken in `f32` whatever the dtype.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+}
+
+/// What diffusers uses for every norm of `AutoencoderKL`.
+const EPS: f64 = 1e-6;
+
+impl GroupNorm {
+    pub(crate) fn new(vb: VarBuilder, channels: usize, groups: usize) -> Result<Self> {
+        let weight = vb.get_with_hints(channels, "weight", Init::Const(1.))?;
+        let bias = vb.get_with_hints(channels, "bias", Init::Const(0.))?;
+        Ok(Self { weight, bias, groups })
+    }
+
+    /// `(B, C, H, W)` → the same.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, c, h, w) = x.dims4()?;
+        let within = match x.dtype() {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
+        let x32 = x.to_dtype(within)?;
+        let grouped = x32.reshape((b, self.groups, (c / self.groups) * h * w))?;
+        let mean = grouped.mean_keepdim(D::Minus1)?; // (B, G, 1)
+        let scale = {
+            let centred = grouped.broadcast_sub(&mean)?;
+            (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?.recip()?
+        };
+        // One factor and one summand a channel: two passes over the picture instead of four.
+        let channels = (1, self.groups, c / self.groups);
+        let weight = self.weight.to_dtype(within)?.reshape(channels)?;
+        let bias = self.bias.to_dtype(within)?.reshape(channels)?;
+        let factor = weight.broadcast_mul(&scale)?; // (B, G, C/G)
+        let summand = bias.broadcast_sub(&factor.broadcast_mul(&mean)?)?;
+        let y = x32.broadcast_mul(&factor.reshape((b, c, 1, 1))?)?.broadcast_add(&summand.reshape((b, c, 1, 1))?)?;
+        Ok(y.to_dtype(x.dtype())?)
+    }
+
+    /// `silu(norm(x))`
+    pub(crate) fn silu(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.forward(x)?.silu()?)
+    }
+}
