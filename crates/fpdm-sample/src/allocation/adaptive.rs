@@ -28,7 +28,8 @@ pub struct Adaptive {
     pub gain: f64,
     /// How many even shares one solve may spend at the most.
     pub most: f64,
-    rate: f64,
+    /// How many times smaller an application makes the residual; a guess until a solve has shown it.
+    pub rate: f64,
 }
 
 impl Default for Adaptive {
