@@ -25,7 +25,7 @@ use crate::{Error, Level, Result};
 ///
 /// # Reference
 ///
-/// `Eps`: Ho, Jain and Abbeel 2020, arXiv 2006.11239, equation 12. `V`: Salimans and Ho 2022, arXiv 2202.00512,
+/// `Eps`: Ho, Jain and Abbeel 2020, arXiv 2006.11239, equation 14. `V`: Salimans and Ho 2022, arXiv 2202.00512,
 /// section 4 and appendix D. `Flow`: Liu, Gong and Liu 2022, arXiv 2209.03003, equation 1.
 ///
 /// # Shapes

@@ -77,7 +77,7 @@ impl Solution {
 ///
 /// let f = |z: &Tensor| -> Result<Tensor> { Ok(z.cos()?) };
 /// let z0 = Tensor::zeros(1, candle_core::DType::F64, &Device::Cpu)?;
-/// let mut stop = (Budget(100), Tolerance { abs: 1e-10, ..Default::default() });
+/// let mut stop = (Budget(100), Tolerance { rel: 1e-10, ..Default::default() });
 /// let found = solve(&Picard::default(), &f, z0, &mut stop)?;
 /// assert_eq!(found.reason, StopReason::Converged);
 /// assert!((found.z.to_vec1::<f64>()?[0] - 0.739085133215).abs() < 1e-9);

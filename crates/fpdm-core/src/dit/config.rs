@@ -171,9 +171,10 @@ impl Config {
         if self.learn_sigma { 2 * self.in_channels } else { self.in_channels }
     }
 
-    /// Width of a block's MLP.
+    /// Width of a block's MLP: `mlp_ratio` of D, rounded down.
     pub fn mlp_hidden(&self) -> usize {
-        (self.hidden_size as f64 * self.mlp_ratio) as usize
+        // A ratio that was read off a width must give that width back.
+        (self.hidden_size as f64 * self.mlp_ratio + 1e-6) as usize
     }
 
     /// Refuses settings that no network can be built from.

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 ///
 /// # Reference
 ///
-/// Liu, Gong and Liu 2022, arXiv 2209.03003, equation 1; Lipman et al. 2022, arXiv 2210.02747, equation 22.
+/// Liu, Gong and Liu 2022, arXiv 2209.03003, equation 1; Lipman et al. 2022, arXiv 2210.02747, equation 20.
 ///
 /// ```
 /// use fpdm_core::{Flow, NoiseSchedule};

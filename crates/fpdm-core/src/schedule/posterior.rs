@@ -43,12 +43,13 @@ impl Posterior {
     /// [`Error::Config`] where `to` is not less noisy than `from`, or the two are not variance-preserving.
     pub fn between(from: Level, to: Level) -> Result<Self> {
         for level in [from, to] {
-            if (level.alpha.powi(2) + level.sigma.powi(2) - 1.).abs() > 1e-6 {
+            let off = (level.alpha.powi(2) + level.sigma.powi(2) - 1.).abs();
+            if off.is_nan() || off > 1e-6 {
                 let why = format!("alpha² + sigma² is not 1 at {level:?}; a posterior needs a variance-preserving one");
                 return Err(Error::config("schedule", why));
             }
         }
-        if !(to.sigma < from.sigma && to.alpha > 0.) {
+        if to.alpha <= from.alpha {
             return Err(Error::config("to", format!("{to:?} is not less noisy than {from:?}; go down in time")));
         }
         let (now, before) = (from.alpha.powi(2), to.alpha.powi(2));

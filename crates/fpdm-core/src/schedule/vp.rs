@@ -122,8 +122,8 @@ impl NoiseSchedule for Vp {
         let (mut alpha, mut sigma) = at(below);
         if t.fract() != 0. {
             let (a, s) = at(below + 1);
-            let angle = lerp_by(sigma.atan2(alpha), s.atan2(a), t.fract());
-            (sigma, alpha) = angle.sin_cos();
+            let (w0, w1) = arc(alpha * a + sigma * s, alpha * s - sigma * a, t.fract());
+            (alpha, sigma) = (w0 * alpha + w1 * a, w0 * sigma + w1 * s);
         }
         Ok(Level { t, alpha, sigma })
     }
@@ -138,6 +138,14 @@ fn lerp(a: f64, b: f64, i: usize, n: usize) -> f64 {
     if i + 1 == n { b } else { a + i as f64 * ((b - a) / (n - 1) as f64) }
 }
 
-fn lerp_by(a: f64, b: f64, share: f64) -> f64 {
-    a + share * (b - a)
+/// The weights of two points on the unit circle that give the point at `share` of the arc between them.
+///
+/// Weights and not an angle, because an angle near π/2 forgets how small `alpha` is.
+fn arc(cos: f64, sin: f64, share: f64) -> (f64, f64) {
+    // On a short arc the chord is as good, and 0/0 is not.
+    if sin < 1e-8 {
+        return (1. - share, share);
+    }
+    let angle = sin.atan2(cos);
+    (((1. - share) * angle).sin() / sin, (share * angle).sin() / sin)
 }

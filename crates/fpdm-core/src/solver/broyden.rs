@@ -1,5 +1,3 @@
-use std::collections::VecDeque;
-
 use candle_core::Tensor;
 
 use super::{Iterates, Solver, iterates};
@@ -10,16 +8,16 @@ use crate::{FixedPointMap, Result};
 ///
 /// With `g_n = f(z_n) − z_n`, `s = z_n − z_{n−1}` and `y = g_n − g_{n−1}`, the estimate starts at `H = −I` (a Picard
 /// step) and is corrected by Sherman–Morrison to `H + (s − H·y)·sᵀH / (sᵀH·y)`, so that `H·y = s`; then
-/// `z_{n+1} = z_n − H·g_n`. `H` is kept as `−I + Σ u·vᵀ` over the last `memory` pairs, for every sample on its own. The
-/// oldest pair goes before the new one is computed, so `H·y = s` holds for what is kept.
+/// `z_{n+1} = z_n − H·g_n`. `H` is kept as `−I + Σ u·vᵀ`, for every sample on its own, and starts again when `memory`
+/// pairs are full: each pair rests on the ones before it, so dropping the oldest makes long solves blow up.
 ///
 /// To autograd the correction to the Picard step is a constant. There is no line search, which would break the law of
 /// [`Solver`]: far from a solution, stop on [`Divergence`](crate::Divergence).
 ///
 /// # Reference
 ///
-/// Broyden 1965, method 1; Sherman and Morrison 1950; limited memory for networks: Bai, Kolter and Koltun 2019,
-/// arXiv 1909.01377, section 3.1.3 and appendix A.
+/// Broyden 1965, method 1; with restarts: Kelley 1995, "Iterative Methods for Linear and Nonlinear Equations", section
+/// 7.3; for networks: Bai, Kolter and Koltun 2019, arXiv 1909.01377, section 3.1.3.
 ///
 /// # Cost
 ///
@@ -41,7 +39,7 @@ use crate::{FixedPointMap, Result};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Broyden {
-    /// Rank-one corrections that are kept; 0 is Picard.
+    /// Rank-one corrections before a restart; 0 is Picard.
     pub memory: usize,
 }
 
@@ -54,7 +52,7 @@ impl Default for Broyden {
 impl Solver for Broyden {
     fn iterate<'a>(&'a self, f: &'a dyn FixedPointMap, z0: Tensor) -> Iterates<'a> {
         let mut last: Option<(Tensor, Tensor)> = None;
-        let (mut us, mut vs) = (VecDeque::new(), VecDeque::new()); // (B, D) each
+        let (mut us, mut vs) = (Vec::new(), Vec::new()); // (B, D) each
         iterates(f, z0, move |z, fz| {
             let (image, point) = (samples(fz)?, samples(&z.detach())?);
             let g = (image.detach() - &point)?;
@@ -62,27 +60,27 @@ impl Solver for Broyden {
                 && self.memory > 0
             {
                 if us.len() == self.memory {
-                    us.pop_front();
-                    vs.pop_front();
+                    us.clear();
+                    vs.clear();
                 }
                 let (s, y) = ((point - z0)?, (&g - g0)?);
-                let hy = (low_rank(&mut us, &mut vs, &y)? - &y)?;
-                let sh = (low_rank(&mut vs, &mut us, &s)? - &s)?;
-                us.push_back((s - hy)?.broadcast_mul(&guarded_recip(&sh, &y)?)?);
-                vs.push_back(sh);
+                let hy = (low_rank(&us, &vs, &y)? - &y)?;
+                let sh = (low_rank(&vs, &us, &s)? - &s)?;
+                us.push((s - hy)?.broadcast_mul(&guarded_recip(&sh, &y)?)?);
+                vs.push(sh);
             }
-            let next = (image - low_rank(&mut us, &mut vs, &g)?)?;
+            let next = (image - low_rank(&us, &vs, &g)?)?;
             Ok(next.reshape(z.shape())?.to_dtype(z.dtype())?)
         })
     }
 }
 
 /// `Σ u·(vᵀx)` for every sample, `(B, D)`.
-fn low_rank(u: &mut VecDeque<Tensor>, v: &mut VecDeque<Tensor>, x: &Tensor) -> Result<Tensor> {
+fn low_rank(u: &[Tensor], v: &[Tensor], x: &Tensor) -> Result<Tensor> {
     if u.is_empty() {
         return Ok(x.zeros_like()?);
     }
-    let (u, v) = (Tensor::stack(u.make_contiguous(), 1)?, Tensor::stack(v.make_contiguous(), 1)?); // (B, m, D)
+    let (u, v) = (Tensor::stack(u, 1)?, Tensor::stack(v, 1)?); // (B, m, D)
     let weights = v.matmul(&x.unsqueeze(2)?)?; // (B, m, 1)
     Ok(weights.transpose(1, 2)?.contiguous()?.matmul(&u)?.squeeze(1)?)
 }

@@ -10,7 +10,8 @@ use crate::{Error, FixedPointMap, Result};
 ///
 /// # Reference
 ///
-/// Picard 1890, Banach 1922; as the solver of a network: Bai and Melas-Kyriazi 2024, arXiv 2401.08741, Algorithm 1.
+/// Picard 1890, Banach 1922; as the solver of a diffusion model: Bai and Melas-Kyriazi 2024, arXiv 2401.08741, section
+/// 3.2.
 /// Damping: Krasnosel'skii 1955, Mann 1953.
 ///
 /// # Cost
