@@ -118,8 +118,10 @@ fn fpdm_forward(case: &mut Case) -> Result<()> {
     case.check("weights.pos_embed", &ours, FORWARD)
 }
 
-/// Trainable copies of a case's weights, by name.
-fn variables(case: &Case) -> Result<(Vec<(String, Var)>, HashMap<String, Tensor>)> {
+type Variables = Vec<(String, Var)>;
+
+/// Trainable copies of a case's weights, and what a network is built from.
+fn variables(case: &Case) -> Result<(Variables, HashMap<String, Tensor>)> {
     let mut vars = Vec::new();
     let mut tensors = HashMap::new();
     for (name, tensor) in case.weights() {

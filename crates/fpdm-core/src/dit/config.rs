@@ -200,20 +200,20 @@ impl Config {
                 return Err(Error::config(field, format!("{value} blocks are out of range; use at most 4096")));
             }
         }
-        if self.hidden_size % self.num_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_heads) {
             return Err(Error::config(
                 "num_heads",
                 format!("{} heads do not divide hidden_size {}; use a divisor", self.num_heads, self.hidden_size),
             ));
         }
-        if self.hidden_size % 4 != 0 {
+        if !self.hidden_size.is_multiple_of(4) {
             return Err(Error::config(
                 "hidden_size",
                 format!("{} is no multiple of 4, which the position embedding needs", self.hidden_size),
             ));
         }
         for (i, name) in ["height", "width"].iter().enumerate() {
-            if self.input_size[i] % self.patch_size != 0 {
+            if !self.input_size[i].is_multiple_of(self.patch_size) {
                 return Err(Error::config(
                     format!("input_size[{i}]"),
                     format!("{name} {} is no multiple of patch_size {}", self.input_size[i], self.patch_size),

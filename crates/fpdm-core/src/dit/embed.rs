@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Config`] if `d` is no multiple of 4.
 pub fn position_embedding(h: usize, w: usize, d: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    if d % 4 != 0 {
+    if !d.is_multiple_of(4) {
         return Err(Error::config("hidden_size", format!("{d} is no multiple of 4")));
     }
     let quarter = d / 4;

@@ -273,7 +273,7 @@ impl<'a> Machine<'a> {
 
     /// Sets entries of the dict on top.
     fn insert(&mut self, items: Vec<Id>) -> Result<(), String> {
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err("a key without a value".into());
         }
         let top = self.top()?;
