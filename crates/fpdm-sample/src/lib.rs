@@ -49,6 +49,7 @@
 mod allocation;
 mod cost;
 mod denoiser;
+mod explicit;
 mod guidance;
 mod noise;
 mod plan;
@@ -61,6 +62,7 @@ pub use allocation::{
 };
 pub use cost::{Account, Cost, SolveRecord, Work};
 pub use denoiser::{FixedPointDenoiser, IterationGuidance, Network, WarmStart};
+pub use explicit::Explicit;
 pub use guidance::{Guidance, Guided};
 pub use noise::{ImageNoise, Noise};
 pub use plan::{Plan, Step};
