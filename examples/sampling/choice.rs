@@ -1,0 +1,162 @@
+//! From the words of a command line to solvers, policies, rules and schedules, and nothing else.
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device};
+use fpdm_core::{Anderson, Broyden, Flow, Picard, Solver, Vp};
+use fpdm_sample::{
+    Adaptive, AllocationPolicy, Counts, Ddim, Ddpm, DpmSolver, Euler, FlowHeun, Heun, Ledger, Plan, Ramp, Slope,
+    Spacing, Spend, StepRule, Table, UniPc, Uniform, Variance,
+};
+
+fn number<T: std::str::FromStr>(flag: &str, text: &str) -> Result<T> {
+    match text.parse() {
+        Ok(value) => Ok(value),
+        Err(_) => bail!("{flag}: `{text}` is no number"),
+    }
+}
+
+/// `picard`, `picard:DAMP`, `anderson`, `anderson:MEMORY`, `broyden`, `broyden:MEMORY`.
+pub fn solver(text: &str) -> Result<Box<dyn Solver>> {
+    let flag = "--solver";
+    Ok(match text.split_once(':').unwrap_or((text, "")) {
+        ("picard", "") => Box::new(Picard::default()),
+        ("picard", damp) => {
+            let damp: f64 = number(flag, damp)?;
+            anyhow::ensure!((0. ..1.).contains(&damp), "{flag}: a damping of {damp} is outside [0, 1); 0 is none");
+            Box::new(Picard { damp })
+        }
+        ("anderson", "") => Box::new(Anderson::default()),
+        ("anderson", memory) => Box::new(Anderson { memory: number(flag, memory)?, ..Anderson::default() }),
+        ("broyden", "") => Box::new(Broyden::default()),
+        ("broyden", memory) => Box::new(Broyden { memory: number(flag, memory)? }),
+        _ => bail!("{flag}: `{text}` is none of picard[:damp], anderson[:memory], broyden[:memory]"),
+    })
+}
+
+/// A fresh rule for one trajectory: the names are in the message at the end.
+pub fn rule(text: &str) -> Result<Box<dyn StepRule>> {
+    let flag = "--sampler";
+    Ok(match text.split_once(':').unwrap_or((text, "")) {
+        ("ddpm", "" | "learned") => Box::new(Ddpm { variance: Variance::Learned }),
+        ("ddpm", "small") => Box::new(Ddpm { variance: Variance::Small }),
+        ("ddpm", "large") => Box::new(Ddpm { variance: Variance::Large }),
+        ("ddim", "") => Box::new(Ddim::default()),
+        ("ddim", eta) => Box::new(Ddim { eta: number(flag, eta)? }),
+        ("dpmpp2m", "") => Box::new(DpmSolver::default()),
+        ("unipc2", "") => Box::new(UniPc::default()),
+        ("euler" | "flow-euler", "") => Box::new(Euler),
+        ("heun", "") => Box::new(Heun),
+        ("flow-heun", "") => Box::new(FlowHeun),
+        _ => bail!(
+            "{flag}: `{text}` is none of ddpm[:learned|small|large], ddim[:eta], dpmpp2m, unipc2, euler, heun, \
+             flow-euler, flow-heun"
+        ),
+    })
+}
+
+/// Whether a rule reads the variance that a network has learned.
+pub fn reads_variance(text: &str) -> bool {
+    matches!(text, "ddpm" | "ddpm:learned")
+}
+
+/// The steps over a schedule: `linear`, `cosine`, `zero-snr`, `flow`.
+pub fn plan(schedule: &str, spacing: &str, steps: usize, rule: &str) -> Result<Plan> {
+    let spacing: Spacing = spacing.parse()?;
+    if schedule != "flow" && rule.starts_with("flow-") {
+        bail!(
+            "--sampler: `{rule}` is for flow matching; use --schedule flow with weights trained so, or {}",
+            &rule[5..]
+        );
+    }
+    Ok(match schedule {
+        "linear" => Plan::vp(&Vp::default(), spacing, steps)?,
+        "cosine" => Plan::vp(&Vp::cosine(1000)?, spacing, steps)?,
+        "zero-snr" => Plan::vp(&Vp::default().zero_terminal_snr()?, spacing, steps)?,
+        "flow" => Plan::flow(&Flow::default(), spacing, steps)?,
+        _ => bail!("--schedule: `{schedule}` is none of linear, cosine, zero-snr, flow"),
+    })
+}
+
+/// `N` or `Nblocks` block passes, `Napplications` applications.
+pub fn spend(text: &str) -> Result<Spend> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let n: usize = number("--budget", digits)?;
+    match &text[digits.len()..] {
+        "" | "blocks" => Ok(Spend::BlockPasses(n)),
+        "applications" => Ok(Spend::Applications(n)),
+        unit => bail!("--budget: unit `{unit}` is none of blocks, applications"),
+    }
+}
+
+/// A fresh policy for one trajectory: the names are in the message at the end. Early is noisy.
+pub fn policy(text: &str, ledger: &Ledger) -> Result<Box<dyn AllocationPolicy>> {
+    let flag = "--allocation";
+    let counts = |counts: Counts| -> Result<Box<dyn AllocationPolicy>> {
+        counts.check(ledger.solves())?;
+        let (want, have) = (counts.total(), ledger.total());
+        anyhow::ensure!(want <= have, "{flag}: `{text}` wants {want} applications of a budget of {have}");
+        Ok(Box::new(counts))
+    };
+    let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+    let ramp = |slope| -> Result<Box<dyn AllocationPolicy>> {
+        let Some((early, late)) = rest.split_once(':') else {
+            bail!("{flag}: `{text}` lacks its two ends; use {name}:EARLY:LATE, {name}:1.5:0.5 say");
+        };
+        let (early, late): (f64, f64) = (number(flag, early)?, number(flag, late)?);
+        let fits = |w: f64| w > 0. && w.is_finite();
+        anyhow::ensure!(fits(early) && fits(late), "{flag}: `{text}` has an end that is not positive");
+        Ok(Box::new(Ramp { early, late, slope }))
+    };
+    match (name, rest) {
+        ("uniform", "") => Ok(Box::new(Uniform)),
+        ("early", "") => Ok(Box::new(Ramp::EARLY)),
+        ("late", "") => Ok(Box::new(Ramp::LATE)),
+        ("linear", _) => ramp(Slope::Linear),
+        ("geometric", _) => ramp(Slope::Geometric),
+        ("published-early", "") => counts(Counts::published_ramp(1.5, 0.5, ledger.total(), ledger.solves())?),
+        ("published-late", "") => counts(Counts::published_ramp(0.5, 1.5, ledger.total(), ledger.solves())?),
+        ("adaptive", "") => Ok(Box::new(Adaptive::default())),
+        ("adaptive", threshold) => {
+            let threshold: f64 = number(flag, threshold)?;
+            anyhow::ensure!(threshold > 0., "{flag}: a threshold of {threshold}; use 0.01 say");
+            Ok(Box::new(Adaptive::from_threshold(threshold)))
+        }
+        ("table", path) if !path.is_empty() => match Table::read(path)? {
+            Table::Counts(table) => counts(table),
+            Table::Curve(curve) => Ok(Box::new(curve)),
+        },
+        _ => bail!(
+            "{flag}: `{text}` is none of uniform, early, late, linear:EARLY:LATE, geometric:EARLY:LATE, \
+             published-early, published-late, table:FILE, adaptive[:threshold]"
+        ),
+    }
+}
+
+/// `f32`, `f16`, `bf16`.
+pub fn dtype(text: &str) -> Result<DType> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => bail!("--dtype: `{text}` is none of f32, f16, bf16"),
+    }
+}
+
+/// `auto` takes an accelerator if there is one.
+pub fn device(text: &str) -> Result<Device> {
+    let there = |device: candle_core::Result<Device>, feature: &str| match device {
+        Ok(device) => Ok(device),
+        Err(error) => {
+            let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+            bail!("--device {text}: {first}; build with `--features {feature}` on a machine that has one, or use cpu")
+        }
+    };
+    match text {
+        "auto" if candle_core::utils::cuda_is_available() => there(Device::new_cuda(0), "cuda"),
+        "auto" if candle_core::utils::metal_is_available() => there(Device::new_metal(0), "metal"),
+        "auto" | "cpu" => Ok(Device::Cpu),
+        "cuda" => there(Device::new_cuda(0), "cuda"),
+        "metal" => there(Device::new_metal(0), "metal"),
+        _ => bail!("--device: `{text}` is none of auto, cpu, cuda, metal"),
+    }
+}
