@@ -9,6 +9,8 @@ struct Line([u8; 64]);
 static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 /// More buffers than threads ever hold at once would only be memory kept for nothing.
 const KEEP: usize = 64;
+/// Lines above which a buffer is not kept: its page faults are lost in the work that needs so much.
+const LARGEST: usize = (32 << 20) / 64;
 
 /// Elements of unspecified value, aligned to a cache line, returned to the pool on drop.
 pub(crate) struct Scratch {
@@ -41,7 +43,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
-        if pool.len() < KEEP {
+        if pool.len() < KEEP && self.lines.len() <= LARGEST {
             pool.push(std::mem::take(&mut self.lines));
         }
     }
