@@ -80,7 +80,7 @@ pub(crate) fn run(mut options: Options, label_of: &dyn Fn(&Opened, u64) -> Resul
     for (part, labels) in images.chunks(batch).zip(labels.chunks(batch)) {
         let mut on_step = |progress: &Progress| -> Result<()> {
             bar.inc(1);
-            if options.preview.is_some_and(|every| (progress.step.index + 1) % every == 0) {
+            if options.preview.is_some_and(|every| (progress.step.index + 1).is_multiple_of(every)) {
                 let now = decode(&opened, &progress.x0)?;
                 write_png(&options.out.join("preview.png"), &together(&now)?, None)?;
             }
