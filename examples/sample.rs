@@ -7,14 +7,16 @@
 //! Writes one PNG a picture, `grid.png`, and `samples.json` with every setting and cost. `docs/sampling.md` explains
 //! the flags.
 
+mod imagenet;
+mod pictures;
 mod sampling;
 
 use anyhow::{Result, bail};
 use clap::Parser;
 use fpdm_core::rng::{Stream, stream};
+use pictures::options::Options;
+use pictures::run::Label;
 use rand::Rng;
-use sampling::classes;
-use sampling::options::Options;
 
 /// Draws pictures of classes with a fixed point diffusion model or a DiT, within a budget of block passes.
 #[derive(Parser)]
@@ -33,19 +35,20 @@ struct Command {
 fn main() -> Result<()> {
     let Command { label, list_labels, options } = Command::parse();
     if list_labels {
-        print!("{}", classes::list());
+        print!("{}", imagenet::list());
         return Ok(());
     }
     let seed = options.settings.seed;
-    sampling::run::run(options, &|opened, image| {
+    pictures::run::run(options, &|opened, image| {
         let count = opened.classes();
         if count == 0 {
             bail!("these weights have no classes; use the example sample_ffhq");
         }
-        let of = |i: u64| classes::parse(&label[i as usize % label.len()], count);
-        Ok(Some(match label.is_empty() {
+        let of = |i: u64| imagenet::parse(&label[i as usize % label.len()], count);
+        let class = match label.is_empty() {
             true => stream(seed, Stream::Label, image).random_range(0..count as u32),
             false => of(image)?,
-        }))
+        };
+        Ok(Some(Label { class, name: imagenet::name(class, count) }))
     })
 }

@@ -7,13 +7,15 @@
 //! Writes one PNG a picture, `grid.png`, and `samples.json` with every setting and cost. `docs/sampling.md` explains
 //! the flags.
 
+mod pictures;
 mod sampling;
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use sampling::options::Options;
+use pictures::options::Options;
+use pictures::run::Label;
 
 /// Where the default weights live in the sources.
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets");
@@ -39,5 +41,5 @@ fn main() -> Result<()> {
         settings.weights = Some(ASSETS.to_owned());
     }
     // A model of one class is unconditional: its label is 0.
-    sampling::run::run(options, &|opened, _| Ok((opened.classes() > 0).then_some(0)))
+    pictures::run::run(options, &|opened, _| Ok((opened.classes() > 0).then_some(Label { class: 0, name: None })))
 }

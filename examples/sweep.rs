@@ -17,8 +17,8 @@ use clap::Parser;
 use fpdm_sample::Cost;
 use indicatif::{ProgressBar, ProgressStyle};
 use sampling::network::Opened;
-use sampling::options::Settings;
-use sampling::run::Ready;
+use sampling::ready::Ready;
+use sampling::settings::Settings;
 use sampling::{choice, files, stop};
 
 /// Compares what budgets buy under several policies, solvers and warm starts.
@@ -97,7 +97,7 @@ fn main() -> Result<()> {
     let ready = settings.iter().map(|s| Ready::new(&opened, s)).collect::<Result<Vec<_>>>()?;
     let mut reference = command.settings.clone();
     (reference.allocation, reference.reuse) = ("uniform".into(), "fresh".into());
-    reference.budget = Some(format!("{}applications", command.converged * solves(&opened, &reference)?));
+    reference.budget = Some(format!("{}each", command.converged));
     stop::listen()?;
 
     let bar = ProgressBar::new(1 + settings.len() as u64);
@@ -119,12 +119,6 @@ fn main() -> Result<()> {
     files::replace(&command.out.join("sweep.svg"), |file| Ok(file.write_all(plot.as_bytes())?))?;
     println!("{} runs in {}", rows.len(), command.out.display());
     Ok(())
-}
-
-/// Solves of a trajectory over both branches of guidance.
-fn solves(opened: &Opened, settings: &Settings) -> Result<usize> {
-    let probe = Settings { budget: None, allocation: "uniform".into(), ..settings.clone() };
-    Ok(Ready::new(opened, &probe)?.solves())
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {

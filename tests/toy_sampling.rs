@@ -128,8 +128,8 @@ fn multistep_rules_are_of_second_order() {
         let (x, _) = setting.run(rule, Box::new(Uniform));
         worst(&x, &exact(&start(), plan.steps()[0].from, MEAN))
     };
-    let first = error(Box::new(Ddim::default()), 40);
-    let (dpm, unipc) = (error(Box::new(DpmSolver::default()), 40), error(Box::new(UniPc::default()), 40));
+    let first = error(Box::<Ddim>::default(), 40);
+    let (dpm, unipc) = (error(Box::<DpmSolver>::default(), 40), error(Box::<UniPc>::default(), 40));
     println!("40 steps: DDIM {first:.4}, DPM-Solver++(2M) {dpm:.4}, UniPC-2 {unipc:.4}");
     assert!(dpm < first / 2. && unipc < first / 2., "{first} {dpm} {unipc}");
 }

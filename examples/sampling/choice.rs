@@ -16,7 +16,7 @@ fn number<T: std::str::FromStr>(flag: &str, text: &str) -> Result<T> {
 }
 
 /// `picard`, `picard:DAMP`, `anderson`, `anderson:MEMORY`, `broyden`, `broyden:MEMORY`.
-pub fn solver(text: &str) -> Result<Box<dyn Solver>> {
+pub(crate) fn solver(text: &str) -> Result<Box<dyn Solver>> {
     let flag = "--solver";
     Ok(match text.split_once(':').unwrap_or((text, "")) {
         ("picard", "") => Box::new(Picard::default()),
@@ -34,7 +34,7 @@ pub fn solver(text: &str) -> Result<Box<dyn Solver>> {
 }
 
 /// A fresh rule for one trajectory: the names are in the message at the end.
-pub fn rule(text: &str) -> Result<Box<dyn StepRule>> {
+pub(crate) fn rule(text: &str) -> Result<Box<dyn StepRule>> {
     let flag = "--sampler";
     Ok(match text.split_once(':').unwrap_or((text, "")) {
         ("ddpm", "" | "learned") => Box::new(Ddpm { variance: Variance::Learned }),
@@ -55,12 +55,12 @@ pub fn rule(text: &str) -> Result<Box<dyn StepRule>> {
 }
 
 /// Whether a rule reads the variance that a network has learned.
-pub fn reads_variance(text: &str) -> bool {
+pub(crate) fn reads_variance(text: &str) -> bool {
     matches!(text, "ddpm" | "ddpm:learned")
 }
 
 /// The steps over a schedule: `linear`, `cosine`, `zero-snr`, `flow`.
-pub fn plan(schedule: &str, spacing: &str, steps: usize, rule: &str) -> Result<Plan> {
+pub(crate) fn plan(schedule: &str, spacing: &str, steps: usize, rule: &str) -> Result<Plan> {
     let spacing: Spacing = spacing.parse()?;
     if schedule != "flow" && rule.starts_with("flow-") {
         bail!(
@@ -77,19 +77,20 @@ pub fn plan(schedule: &str, spacing: &str, steps: usize, rule: &str) -> Result<P
     })
 }
 
-/// `N` or `Nblocks` block passes, `Napplications` applications.
-pub fn spend(text: &str) -> Result<Spend> {
+/// `N` or `Nblocks` block passes, `Napplications` applications, `Neach` applications a solve.
+pub(crate) fn spend(text: &str, solves: usize) -> Result<Spend> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let n: usize = number("--budget", digits)?;
     match &text[digits.len()..] {
         "" | "blocks" => Ok(Spend::BlockPasses(n)),
         "applications" => Ok(Spend::Applications(n)),
-        unit => bail!("--budget: unit `{unit}` is none of blocks, applications"),
+        "each" => Ok(Spend::Applications(n.saturating_mul(solves))),
+        unit => bail!("--budget: unit `{unit}` is none of blocks, applications, each"),
     }
 }
 
 /// A fresh policy for one trajectory: the names are in the message at the end. Early is noisy.
-pub fn policy(text: &str, ledger: &Ledger) -> Result<Box<dyn AllocationPolicy>> {
+pub(crate) fn policy(text: &str, ledger: &Ledger) -> Result<Box<dyn AllocationPolicy>> {
     let flag = "--allocation";
     let counts = |counts: Counts| -> Result<Box<dyn AllocationPolicy>> {
         counts.check(ledger.solves())?;
@@ -133,7 +134,7 @@ pub fn policy(text: &str, ledger: &Ledger) -> Result<Box<dyn AllocationPolicy>> 
 }
 
 /// `f32`, `f16`, `bf16`.
-pub fn dtype(text: &str) -> Result<DType> {
+pub(crate) fn dtype(text: &str) -> Result<DType> {
     match text {
         "f32" => Ok(DType::F32),
         "f16" => Ok(DType::F16),
@@ -143,7 +144,7 @@ pub fn dtype(text: &str) -> Result<DType> {
 }
 
 /// `auto` takes an accelerator if there is one.
-pub fn device(text: &str) -> Result<Device> {
+pub(crate) fn device(text: &str) -> Result<Device> {
     let there = |device: candle_core::Result<Device>, feature: &str| match device {
         Ok(device) => Ok(device),
         Err(error) => {

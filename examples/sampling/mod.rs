@@ -1,9 +1,8 @@
-//! What the sampling commands share: choices as text, the network they are made for, the run, and the files.
+//! What all sampling commands share: choices as text, the network they are made for, and the run.
 
-pub mod choice;
-pub mod classes;
-pub mod files;
-pub mod network;
-pub mod options;
-pub mod run;
-pub mod stop;
+pub(crate) mod choice;
+pub(crate) mod files;
+pub(crate) mod network;
+pub(crate) mod ready;
+pub(crate) mod settings;
+pub(crate) mod stop;

@@ -10,13 +10,13 @@ use fpdm_sample::{Explicit, Network, Work};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::choice;
-use super::options::Settings;
+use super::settings::Settings;
 
 /// A network, its codec, and where they are.
-pub struct Opened {
-    pub config: Config,
-    pub device: Device,
-    pub codec: Box<dyn LatentCodec>,
+pub(crate) struct Opened {
+    pub(crate) config: Config,
+    pub(crate) device: Device,
+    pub(crate) codec: Box<dyn LatentCodec>,
     model: Box<dyn ImplicitModel>,
     dtype: DType,
     parameterization: Parameterization,
@@ -24,7 +24,7 @@ pub struct Opened {
 
 impl Opened {
     /// Opens what `settings` name on `device`.
-    pub fn open(settings: &Settings, device: Device) -> Result<Self> {
+    pub(crate) fn open(settings: &Settings, device: Device) -> Result<Self> {
         let dtype = choice::dtype(&settings.dtype)?;
         let parameterization = settings.prediction.parse()?;
         let source = source(settings)?;
@@ -67,7 +67,7 @@ impl Opened {
     }
 
     /// What a denoiser asks.
-    pub fn network(&self) -> Network<'_> {
+    pub(crate) fn network(&self) -> Network<'_> {
         Network {
             model: &*self.model,
             parameterization: self.parameterization,
@@ -77,12 +77,12 @@ impl Opened {
     }
 
     /// Classes to choose from; 0 without labels.
-    pub fn classes(&self) -> usize {
+    pub(crate) fn classes(&self) -> usize {
         if let Labels::Classes(n) = self.config.labels { n } else { 0 }
     }
 
     /// Labels `y` of a batch: the given classes, or the null label for `None`.
-    pub fn labels(&self, classes: &[Option<u32>]) -> Result<Tensor> {
+    pub(crate) fn labels(&self, classes: &[Option<u32>]) -> Result<Tensor> {
         Ok(match self.config.labels {
             Labels::None => Tensor::zeros(classes.len(), DType::U32, &Device::Cpu)?,
             // The zero vector is the null label, and the only one a command line can say.

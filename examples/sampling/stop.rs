@@ -7,7 +7,7 @@ use anyhow::Result;
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Listens for Ctrl-C. A second one ends the program at once.
-pub fn listen() -> Result<()> {
+pub(crate) fn listen() -> Result<()> {
     ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
@@ -18,7 +18,7 @@ pub fn listen() -> Result<()> {
 }
 
 /// Fails once Ctrl-C was pressed.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     anyhow::ensure!(!ASKED.load(Ordering::SeqCst), "interrupted; every file written so far is complete");
     Ok(())
 }

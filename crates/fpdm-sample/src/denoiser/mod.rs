@@ -168,12 +168,12 @@ impl Denoiser for FixedPointDenoiser<'_> {
 
         let (mut main, log_var) = self.network.outputs(x, &problem.readout(&solution.z)?.detach())?;
         let mut readouts = 1;
-        if let (Some(guidance), Some(z)) = (self.iteration_guidance, &watch.kept) {
-            if solution.applications > guidance.early {
-                let (weak, _) = self.network.outputs(x, &problem.readout(z)?.detach())?;
-                main = (&weak + ((main - &weak)? * guidance.scale)?)?;
-                readouts += 1;
-            }
+        if let (Some(guidance), Some(z)) = (self.iteration_guidance, &watch.kept)
+            && solution.applications > guidance.early
+        {
+            let (weak, _) = self.network.outputs(x, &problem.readout(z)?.detach())?;
+            main = (&weak + ((main - &weak)? * guidance.scale)?)?;
+            readouts += 1;
         }
         self.cost.add(&self.network.work, record, readouts);
         if self.warm_start != WarmStart::Fresh {

@@ -1,106 +1,76 @@
-//! Flags, and the settings that make a picture.
-
-use std::path::PathBuf;
+//! The settings that make a picture.
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-/// Flags of every sampling command.
-#[derive(Args, Clone, Debug)]
-pub struct Options {
-    #[command(flatten)]
-    pub settings: Settings,
-    /// Pictures to make.
-    #[arg(long, default_value_t = 4)]
-    pub num: u64,
-    /// Pictures at a time; they do not depend on it. An adaptive allocation makes them one by one.
-    #[arg(long, default_value_t = 4)]
-    pub batch: usize,
-    /// The number of the first picture: picture i depends on the seed and i alone.
-    #[arg(long, default_value_t = 0)]
-    pub first: u64,
-    /// Where they go; made if missing.
-    #[arg(long, default_value = "samples")]
-    pub out: PathBuf,
-    /// auto, cpu, cuda or metal.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Write the current clean estimates to preview.png after every so many steps.
-    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "1")]
-    pub preview: Option<usize>,
-    /// Repeat the picture that this PNG holds, with the settings stored in it.
-    #[arg(long, value_name = "PNG")]
-    pub from_image: Option<PathBuf>,
-}
-
 /// All that a picture depends on besides its number: stored in its PNG.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Weights of the Hub, org/name.
     #[arg(long, conflicts_with = "weights")]
-    pub hub: Option<String>,
+    pub(crate) hub: Option<String>,
     /// Branch, tag or commit of --hub.
     #[arg(long, default_value = "main")]
-    pub revision: String,
+    pub(crate) revision: String,
     /// A weight file, or a folder with config.json and one.
     #[arg(long)]
-    pub weights: Option<String>,
+    pub(crate) weights: Option<String>,
     /// pixels, or a latent codec: a Hub repository, a folder or a file. [default: pixels for 3 channels,
     /// madebyollin/taesd for 4]
     #[arg(long)]
-    pub codec: Option<String>,
+    pub(crate) codec: Option<String>,
     /// What the network predicts: eps, x0, v or flow.
     #[arg(long, default_value = "v")]
-    pub prediction: String,
+    pub(crate) prediction: String,
     /// The schedule it was trained on: linear, cosine, zero-snr or flow.
     #[arg(long, default_value = "zero-snr")]
-    pub schedule: String,
+    pub(crate) schedule: String,
     /// Which times: published, leading or trailing.
     #[arg(long, default_value = "published")]
-    pub spacing: String,
+    pub(crate) spacing: String,
     /// ddpm[:learned|small|large], ddim[:eta], dpmpp2m, unipc2, euler, heun, flow-euler or flow-heun.
     #[arg(long, default_value = "ddim")]
-    pub sampler: String,
+    pub(crate) sampler: String,
     /// Noise levels.
     #[arg(long, default_value_t = 20)]
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Block passes a picture, pre + applications × group + post a solve, over both branches of guidance; or
-    /// `Napplications`. [default: 4 applications a solve]
+    /// Napplications, or Neach a solve. [default: 4each]
     #[arg(long)]
-    pub budget: Option<String>,
+    pub(crate) budget: Option<String>,
     /// How it is divided; early is noisy: uniform, early, late, linear:EARLY:LATE, geometric:EARLY:LATE,
     /// published-early, published-late, table:FILE or adaptive[:threshold].
     #[arg(long, default_value = "uniform")]
-    pub allocation: String,
+    pub(crate) allocation: String,
     /// picard[:damp], anderson[:memory] or broyden[:memory].
     #[arg(long, default_value = "picard")]
-    pub solver: String,
+    pub(crate) solver: String,
     /// Where solves start: fresh, reuse, blend[:keep] or extrapolate.
     #[arg(long, default_value = "reuse")]
-    pub reuse: String,
+    pub(crate) reuse: String,
     /// Scale of classifier-free guidance; 1 is none and costs nothing.
     #[arg(long, default_value_t = 1.)]
-    pub guidance: f64,
+    pub(crate) guidance: f64,
     /// Guide only the first so many channels; the published code guides 3.
     #[arg(long, value_name = "N")]
-    pub guided_channels: Option<usize>,
+    pub(crate) guided_channels: Option<usize>,
     /// Guide only where sigma is between these.
     #[arg(long, num_args = 2, value_names = ["LEAST", "MOST"], default_values_t = [0., 1.])]
-    pub guidance_interval: Vec<f64>,
+    pub(crate) guidance_interval: Vec<f64>,
     /// Applications of an unconditional solve over those of a conditional one.
     #[arg(long, default_value_t = 1.)]
-    pub unconditional_share: f64,
+    pub(crate) unconditional_share: f64,
     /// Scale of iteration guidance, away from the iterate at --iteration-guidance-early; 1 is none.
     #[arg(long, default_value_t = 1.)]
-    pub iteration_guidance: f64,
+    pub(crate) iteration_guidance: f64,
     /// Applications of the iterate that iteration guidance goes away from.
     #[arg(long, default_value_t = 1)]
-    pub iteration_guidance_early: usize,
+    pub(crate) iteration_guidance_early: usize,
     /// f32, f16 or bf16 for the network's weights.
     #[arg(long, default_value = "f32")]
-    pub dtype: String,
+    pub(crate) dtype: String,
     /// Seed of all noise and labels.
     #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    pub(crate) seed: u64,
 }

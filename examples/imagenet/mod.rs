@@ -1,12 +1,12 @@
 //! ImageNet's classes by name.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 /// WordNet's names of the 1000 classes, one line a class, synonyms by commas.
-const NAMES: &str = include_str!("imagenet_classes.txt");
+const NAMES: &str = include_str!("classes.txt");
 
 /// A class of a network with `classes` of them: by number, or by ImageNet name where there are 1000.
-pub fn parse(text: &str, classes: usize) -> Result<u32> {
+pub(crate) fn parse(text: &str, classes: usize) -> Result<u32> {
     let text = text.trim();
     if let Ok(number) = text.parse::<u32>() {
         ensure!((number as usize) < classes, "--label {number} is no class; use 0 to {}", classes - 1);
@@ -37,14 +37,11 @@ pub fn parse(text: &str, classes: usize) -> Result<u32> {
 }
 
 /// All names, numbered.
-pub fn list() -> String {
+pub(crate) fn list() -> String {
     NAMES.lines().enumerate().map(|(i, line)| format!("{i:4} {line}\n")).collect()
 }
 
 /// The name of a class, where it is ImageNet's.
-pub fn name(class: u32, classes: usize) -> Result<Option<&'static str>> {
-    if classes != 1000 {
-        return Ok(None);
-    }
-    NAMES.lines().nth(class as usize).map(Some).context("a class has a name")
+pub(crate) fn name(class: u32, classes: usize) -> Option<&'static str> {
+    NAMES.lines().nth(class as usize).filter(|_| classes == 1000)
 }

@@ -1,0 +1,35 @@
+//! Flags of the commands that make pictures.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::sampling::settings::Settings;
+
+/// Flags of every sampling command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+    /// Pictures to make.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) num: u64,
+    /// Pictures at a time; they do not depend on it. An adaptive allocation makes them one by one.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) batch: usize,
+    /// The number of the first picture: picture i depends on the seed and i alone.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) first: u64,
+    /// Where they go; made if missing.
+    #[arg(long, default_value = "samples")]
+    pub(crate) out: PathBuf,
+    /// auto, cpu, cuda or metal.
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+    /// Write the current clean estimates to preview.png after every so many steps.
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "1")]
+    pub(crate) preview: Option<usize>,
+    /// Repeat the picture that this PNG holds, with the settings stored in it.
+    #[arg(long, value_name = "PNG")]
+    pub(crate) from_image: Option<PathBuf>,
+}
