@@ -169,7 +169,8 @@ fn a_checkpoint_of_another_configuration_names_the_fields() -> Result<()> {
 
 #[test]
 fn damage_is_found_and_named() -> Result<()> {
-    let damages: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
         ("truncated", |f| std::fs::write(f, &std::fs::read(f).unwrap()[..99]).unwrap()),
         ("corrupt", |f| {
             let mut bytes = std::fs::read(f).unwrap();

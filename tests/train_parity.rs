@@ -49,12 +49,10 @@ fn without_bare_words(text: &str) -> String {
 
 fn cases(kind: &str) -> Vec<(String, Value, Tensors)> {
     let folder = std::env::var_os("FPDM_PARITY_DIR").map_or("tests/fixtures".into(), PathBuf::from);
-    let mut entries = BTreeMap::new();
-    for name in ["manifest.json", "manifest.train.json"] {
-        let Ok(text) = std::fs::read_to_string(folder.join(name)) else { continue };
-        let Value::Object(found) = serde_json::from_str(&without_bare_words(&text)).unwrap() else { panic!("{name}") };
-        entries.extend(found);
-    }
+    let text = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let Value::Object(entries) = serde_json::from_str(&without_bare_words(&text)).unwrap() else {
+        panic!("the manifest is no object")
+    };
     let found: Vec<_> = entries
         .into_iter()
         .filter(|(_, entry)| entry["kind"] == kind)
@@ -63,7 +61,9 @@ fn cases(kind: &str) -> Vec<(String, Value, Tensors)> {
             (name, entry["meta"].clone(), tensors)
         })
         .collect();
-    assert!(!found.is_empty(), "no case of kind {kind} in {}", folder.display());
+    // Another folder need not have every kind; ours does.
+    let own = std::env::var_os("FPDM_PARITY_DIR").is_none();
+    assert!(!found.is_empty() || !own, "no case of kind {kind} in {}", folder.display());
     found
 }
 

@@ -126,7 +126,9 @@ impl AdamW {
 pub fn clip_grad_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<(Tensor, f64)> {
     let norm = f64::from(gradient.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?).sqrt();
     match max_norm {
-        Some(max) if max.is_nan() || max <= 0. => Err(Error::config("max_norm", format!("{max} must be above 0, or absent"))),
+        Some(max) if max.is_nan() || max <= 0. => {
+            Err(Error::config("max_norm", format!("{max} must be above 0, or absent")))
+        }
         Some(max) if norm.is_finite() && max / (norm + 1e-6) < 1. => Ok(((gradient * (max / (norm + 1e-6)))?, norm)),
         _ => Ok((gradient.clone(), norm)),
     }
