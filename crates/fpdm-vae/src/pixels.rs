@@ -18,7 +18,7 @@ use crate::check::{pictures, same_type};
 /// let x = Tensor::ones((1, 3, 5, 7), DType::F32, &Device::Cpu)?;
 /// let z = Pixels.encode(&x)?.mean;
 /// assert_eq!(Pixels.decode(&z)?.dims(), [1, 3, 5, 7]);
-/// # fpdm_vae::Result::Ok(())
+/// # fpdm_vae::Result::<()>::Ok(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pixels;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// ```
 /// let config = fpdm_vae::KlConfig::from_json(r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}"#)?;
 /// assert_eq!((config.factor(), config.scaling_factor), (8, 0.18215));
-/// # fpdm_vae::Result::Ok(())
+/// # fpdm_vae::Result::<()>::Ok(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]

@@ -45,7 +45,7 @@ use block::Block;
 /// let y = codec.decode(&codec.encode(&x)?.mean)?;
 /// let gradients = (y - x)?.sqr()?.mean_all()?.backward()?;
 /// assert!(vars.all_vars().iter().all(|v| gradients.get(v).is_some()));
-/// # fpdm_vae::Result::Ok(())
+/// # fpdm_vae::Result::<()>::Ok(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct TinyAutoencoder {
