@@ -35,7 +35,8 @@
 //! network.check(&plan)?;
 //! let labels = Tensor::zeros(images.len(), DType::U32, &device)?;
 //! let ledger = Ledger::new(40, plan.solves(&Ddim::default()))?;
-//! let denoiser = FixedPointDenoiser::new(network, labels, &Picard::default(), Box::new(Uniform), ledger);
+//! let solver = Picard::default();
+//! let denoiser = FixedPointDenoiser::new(network, labels, &solver, Box::new(Uniform), ledger);
 //! let mut noise = ImageNoise::new(42, &images);
 //! let x = noise.start((1, 4, 4), DType::F32, &device)?;
 //! let mut sampler = Sampler::new(&plan, Box::new(Ddim::default()), denoiser, x, Box::new(noise))?;

@@ -48,7 +48,7 @@ impl Counts {
     /// ```
     /// use fpdm_sample::Counts;
     ///
-    /// assert_eq!(Counts::published_ramp(1.5, 0.5, 20, 4)?.from_noise, [7, 5, 4, 3]);
+    /// assert_eq!(Counts::published_ramp(1.5, 0.5, 20, 4)?.from_noise, [7, 5, 5, 3]);
     /// # fpdm_core::Result::<()>::Ok(())
     /// ```
     pub fn published_ramp(early: f64, late: f64, total: usize, solves: usize) -> Result<Self> {

@@ -21,8 +21,8 @@ pub enum Slope {
 /// ```
 /// use fpdm_sample::{AllocationPolicy, Ledger, Ramp};
 ///
-/// assert_eq!(Ramp::EARLY.plan(12, 3), [6, 4, 2]);
-/// assert_eq!(Ramp::LATE.plan(12, 3), [2, 4, 6]);
+/// assert_eq!(Ramp::EARLY.plan(15, 3), [7, 5, 3]);
+/// assert_eq!(Ramp::LATE.plan(15, 3), [3, 5, 7]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ramp {
