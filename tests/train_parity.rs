@@ -2,7 +2,7 @@
 //!
 //! `FPDM_PARITY_DIR` names another folder with a `manifest.json`; kinds and settings come from the manifest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 

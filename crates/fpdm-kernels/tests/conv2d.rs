@@ -81,9 +81,14 @@ impl Case {
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    distance_over(a, b, 1e-3)
+}
+
+/// The distance over the length of `b`, or over `least` if that is more.
+fn distance_over(a: &Tensor, b: &Tensor, least: f64) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let norm = |t: Tensor| t.sqr().and_then(|t| t.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()).unwrap().sqrt();
-    norm((a - b).unwrap()) / norm(b.clone()).max(1e-3)
+    norm((a - b).unwrap()) / norm(b.clone()).max(least)
 }
 
 proptest! {
@@ -99,8 +104,11 @@ proptest! {
             prop_assert!(distance(&case.result(conv2d).unwrap(), &expected) < tolerance);
             // Candle's gradients of strided and unevenly padded convolutions are not always defined.
             if let Ok(expected) = case.gradients(composed::conv2d) {
+                // A weight or bias may have one element, a sum of as many random terms as the result has: where they
+                // cancel, rounding is still that of a sum of their usual size.
+                let usual = 0.5 * (case.result(conv2d).unwrap().elem_count() as f64).sqrt();
                 for (got, expected) in case.gradients(conv2d).unwrap().iter().zip(&expected) {
-                    prop_assert!(distance(got, expected) < 4. * tolerance, "{dtype:?}");
+                    prop_assert!(distance_over(got, expected, usual) < 4. * tolerance, "{dtype:?}");
                 }
             }
         }
