@@ -1,0 +1,6 @@
+//! The parts of `train`.
+
+pub mod curves;
+pub mod export;
+pub mod options;
+pub mod samples;
