@@ -38,7 +38,7 @@ impl Filter {
 /// Fixed point of Pillow's 8-bit path: 32 bits less 8 for the pixel and 2 for the overshoot.
 const BITS: u32 = 22;
 
-/// `picture` at another size, bit for bit what Pillow's `resize` gives: filters widen when shrinking, first along the
+/// `picture` at another size, after the algorithm of Pillow's `resize`: filters widen when shrinking, first along the
 /// rows, then along the columns, 8 bits between the two.
 ///
 /// # Errors
