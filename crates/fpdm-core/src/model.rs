@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::{Detached, FixedPointMap, Level, Result};
+use crate::{Detached, FixedPointMap, Level, Result, Reversible};
 
 type Readout = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 
@@ -17,6 +17,8 @@ pub struct Problem {
     pub map: Arc<dyn FixedPointMap>,
     /// The same map without a graph: for iterations that need no gradient.
     pub frozen: Arc<dyn FixedPointMap>,
+    /// The map with its way back written out, where it has one: the same gradients in less memory and time.
+    pub reversible: Option<Arc<dyn Reversible>>,
     /// The starting point that the network proposes, `(B, T, D)`.
     pub z0: Tensor,
     readout: Readout,
@@ -30,12 +32,18 @@ impl Problem {
         readout: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
     ) -> Self {
         let frozen = Arc::new(Detached(map.clone()));
-        Self { map, frozen, z0, readout: Box::new(readout) }
+        Self { map, frozen, reversible: None, z0, readout: Box::new(readout) }
     }
 
     /// Replaces the frozen map by one that builds no graph at all, for example over detached weights.
     pub fn with_frozen(mut self, frozen: Arc<dyn FixedPointMap>) -> Self {
         self.frozen = frozen;
+        self
+    }
+
+    /// Offers a map that carries gradients back itself.
+    pub fn with_reversible(mut self, reversible: Arc<dyn Reversible>) -> Self {
+        self.reversible = Some(reversible);
         self
     }
 

@@ -22,6 +22,10 @@ pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
         bail!("attention: the width of `qkv` must be 3 * D with D a multiple of `heads` = {heads}, got {width}")
     }
     match route(qkv) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda if crate::cuda::attention_fits(width / 3 / heads) => crate::cuda::attention(qkv, heads),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => composed(qkv, heads),
         Route::Composed => composed(qkv, heads),
         Route::Widened => widened([qkv], |[qkv]| attention(&qkv, heads)),
         Route::Cpu => {
@@ -55,7 +59,7 @@ fn forward<T: Real>(qkv: &Tensor, heads: usize) -> Result<Fresh> {
     Ok(Fresh::cpu(out, (batch, tokens, width / 3)))
 }
 
-fn backward<T: Real>(qkv: &Tensor, heads: usize, g: &Tensor) -> Result<Fresh> {
+pub(crate) fn backward<T: Real>(qkv: &Tensor, heads: usize, g: &Tensor) -> Result<Fresh> {
     let (shape, batch) = (qkv.dims(), qkv.dim(0)?);
     let (qkv, g) = (by_rows(qkv)?, by_rows(g)?);
     let (qkv, g) = (Held::new(&qkv), Held::new(&g));

@@ -20,6 +20,8 @@ pub fn bias(x: &Tensor, b: &Tensor) -> Result<Tensor> {
     let width = check.last("x", x)?;
     check.shape("b", b, &[width])?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::bias(x, b),
         Route::Composed => composed(x, b),
         Route::Widened => widened([x, b], |[x, b]| bias(&x, &b)),
         Route::Cpu => {

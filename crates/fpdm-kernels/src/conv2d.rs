@@ -60,6 +60,8 @@ impl Conv2d {
 pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
     check_arguments(x, w, b, residual, how)?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => composed(x, w, b, residual, how),
         Route::Composed => composed(x, w, b, residual, how),
         Route::Widened => {
             let wide = |t: &Tensor| t.to_dtype(DType::F32);

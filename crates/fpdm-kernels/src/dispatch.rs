@@ -8,7 +8,10 @@ pub(crate) enum Route {
     Cpu,
     /// The same kernels on `f32` copies: half precision has no arithmetic of its own here.
     Widened,
-    /// Candle's own operations: every device without kernels in this crate. CUDA kernels get a route of their own.
+    /// The kernels of `cuda`, in the tensors' own type.
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// Candle's own operations: every device, type and size without kernels in this crate.
     Composed,
 }
 
@@ -17,6 +20,8 @@ pub(crate) fn route(x: &Tensor) -> Route {
     match (x.device(), x.dtype()) {
         (Device::Cpu, DType::F32 | DType::F64) if x.elem_count() > 0 => Route::Cpu,
         (Device::Cpu, DType::F16 | DType::BF16) => Route::Widened,
+        #[cfg(feature = "cuda")]
+        (Device::Cuda(_), DType::F32 | DType::F16 | DType::BF16) if x.elem_count() > 0 => Route::Cuda,
         _ => Route::Composed,
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn elementwise<A: Activation>(name: &'static str, x: &Tensor) -> Resu
     record1(name, [x], apply(x, None)?, move |[x], _, g| Ok([wanted(x, || apply(x, Some(g))?.untracked(g))?]))
 }
 
-fn run<T: Real, A: Activation>(x: &Tensor, g: Option<&Tensor>) -> Result<Fresh> {
+pub(crate) fn run<T: Real, A: Activation>(x: &Tensor, g: Option<&Tensor>) -> Result<Fresh> {
     let shape = x.dims();
     let (x, g) = (by_rows(x)?, g.map(by_rows).transpose()?);
     let (x, g) = (Held::new(&x), g.as_ref().map(Held::new));

@@ -21,6 +21,8 @@ pub fn gate_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     check.shape("gate", gate, &[batch, width])?;
     check.shape("y", y, x.dims())?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::gate_residual(x, gate, y),
         Route::Composed => composed(x, gate, y),
         Route::Widened => widened([x, gate, y], |[x, gate, y]| gate_residual(&x, &gate, &y)),
         Route::Cpu => {
@@ -42,6 +44,12 @@ pub fn gate_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// If candle cannot broadcast the arguments.
 pub fn composed(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     x + y.broadcast_mul(&gate.unsqueeze(1)?)?
+}
+
+/// The gradients of `gate` and `y`, on the CPU.
+pub(crate) fn gradients(g: &Tensor, gate: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
+    let dgate = by_dtype!(g, gate_gradient(g, y))?.untracked(g)?;
+    Ok((dgate, by_dtype!(g, forward(None, gate, g))?.untracked(g)?))
 }
 
 fn forward<T: Real>(x: Option<&Tensor>, gate: &Tensor, y: &Tensor) -> Result<Fresh> {

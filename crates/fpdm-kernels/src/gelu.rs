@@ -4,8 +4,8 @@ use crate::check::Check;
 use crate::cpu::map::Gelu;
 use crate::cpu::math::{GELU_CUBIC, GELU_SCALE};
 use crate::dispatch::{Route, route, widened};
-use crate::elementwise::elementwise;
-use candle_core::{Result, Tensor};
+use crate::elementwise::{elementwise, run};
+use candle_core::{DType, Result, Tensor};
 
 /// `x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2`, the tanh approximation.
 ///
@@ -17,10 +17,21 @@ use candle_core::{Result, Tensor};
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Check::new("gelu", "x", x)?.last("x", x)?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::gelu(x),
         Route::Composed => composed(x),
         Route::Widened => widened([x], |[x]| gelu(&x)),
         Route::Cpu => elementwise::<Gelu>("gelu", x),
     }
+}
+
+/// `g` times the slope at `x`, on the CPU.
+pub(crate) fn gradient(x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F64 => run::<f64, Gelu>(x, Some(g)),
+        _ => run::<f32, Gelu>(x, Some(g)),
+    }?
+    .untracked(g)
 }
 
 /// [`gelu`] in candle's operations.

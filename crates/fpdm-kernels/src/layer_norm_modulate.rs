@@ -21,14 +21,17 @@ pub fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64)
     check.shape("shift", shift, &[batch, width])?;
     check.shape("scale", scale, &[batch, width])?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda if crate::cuda::row_fits(width) => crate::cuda::layer_norm_modulate(x, shift, scale, eps),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => composed(x, shift, scale, eps),
         Route::Composed => composed(x, shift, scale, eps),
         Route::Widened => widened([x, shift, scale], |[x, shift, scale]| layer_norm_modulate(&x, &shift, &scale, eps)),
         Route::Cpu => {
             let out = by_dtype!(x, forward(x, shift, scale, eps))?;
             record3("layer_norm_modulate", [x, shift, scale], out, move |[x, shift, scale], _, g| {
-                let (dx, both) = by_dtype!(x, backward(x, scale, g, eps))?;
+                let (dx, both) = gradients(x, scale, g, eps)?;
                 let width = scale.dim(1)?;
-                let (dx, both) = (dx.untracked(x)?, both.untracked(x)?);
                 let (dshift, dscale) = (both.narrow(1, 0, width)?, both.narrow(1, width, width)?);
                 let wanted = |arg: &Tensor, gradient| arg.track_op().then_some(gradient);
                 Ok([wanted(x, dx), wanted(shift, dshift), wanted(scale, dscale)])
@@ -49,6 +52,12 @@ pub fn composed(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<
     let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
     let unit = centred.broadcast_div(&deviation)?.to_dtype(dtype)?;
     unit.broadcast_mul(&(scale.unsqueeze(1)? + 1.)?)?.broadcast_add(&shift.unsqueeze(1)?)
+}
+
+/// The gradients of `x`, and of shift and scale side by side, on the CPU.
+pub(crate) fn gradients(x: &Tensor, scale: &Tensor, g: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    let (dx, both) = by_dtype!(x, backward(x, scale, g, eps))?;
+    Ok((dx.untracked(x)?, both.untracked(x)?))
 }
 
 fn forward<T: Real>(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Fresh> {

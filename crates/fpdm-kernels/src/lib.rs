@@ -11,6 +11,7 @@
 //! | [`linear_gelu`] | `gelu(x wᵀ + b)` |
 //! | [`linear_add_gelu`] | `gelu(x wᵀ + r)`, `r` of full size |
 //! | [`linear_gate_residual`] | `residual + gate (x wᵀ + b)` |
+//! | [`linear_gate_residual_norm`] | the same, and its modulated norm |
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` from packed projections |
 //! | [`layer_norm_modulate`] | `norm(x) (1 + scale) + shift` |
 //! | [`gate_residual`] | `x + gate y` |
@@ -60,6 +61,8 @@ mod bias;
 mod check;
 mod conv2d;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dispatch;
 mod elementwise;
 mod gate_residual;
@@ -68,11 +71,13 @@ mod layer_norm_modulate;
 mod linear;
 mod linear_add_gelu;
 mod linear_gate_residual;
+mod linear_gate_residual_norm;
 mod linear_gelu;
 mod memory;
 mod record;
 mod silu;
 mod softmax;
+pub mod vjp;
 
 pub use attention::attention;
 pub use bias::bias;
@@ -83,6 +88,7 @@ pub use layer_norm_modulate::layer_norm_modulate;
 pub use linear::linear;
 pub use linear_add_gelu::linear_add_gelu;
 pub use linear_gate_residual::linear_gate_residual;
+pub use linear_gate_residual_norm::linear_gate_residual_norm;
 pub use linear_gelu::linear_gelu;
 pub use memory::keep_freed_memory;
 pub use silu::silu;
@@ -100,6 +106,7 @@ pub mod composed {
     pub use crate::linear::composed as linear;
     pub use crate::linear_add_gelu::composed as linear_add_gelu;
     pub use crate::linear_gate_residual::composed as linear_gate_residual;
+    pub use crate::linear_gate_residual_norm::composed as linear_gate_residual_norm;
     pub use crate::linear_gelu::composed as linear_gelu;
     pub use crate::silu::composed as silu;
     pub use crate::softmax::composed as softmax;

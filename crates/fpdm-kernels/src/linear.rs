@@ -20,6 +20,8 @@ use candle_core::{Result, Tensor};
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     check_arguments("linear", x, w, b)?;
     match (route(x), b) {
+        #[cfg(feature = "cuda")]
+        (Route::Cuda, _) => crate::cuda::linear(x, w, b),
         (Route::Composed, _) => composed(x, w, b),
         (Route::Widened, None) => widened([x, w], |[x, w]| linear(&x, &w, None)),
         (Route::Widened, Some(b)) => widened([x, w, b], |[x, w, b]| linear(&x, &w, Some(&b))),

@@ -20,6 +20,8 @@ pub fn linear_add_gelu(x: &Tensor, w: &Tensor, r: &Tensor) -> Result<Tensor> {
     Check::new("linear_add_gelu", "x", x)?.shape("r", r, &shape)?;
     let tracked = x.track_op() || w.track_op() || r.track_op();
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::linear_add_gelu(x, w, r),
         Route::Composed => composed(x, w, r),
         Route::Widened => widened([x, w, r], |[x, w, r]| linear_add_gelu(&x, &w, &r)),
         Route::Cpu if !tracked => project::<true>(x, w, None, Some(r))?.untracked(x),

@@ -26,6 +26,8 @@ pub fn linear_gate_residual(x: &Tensor, w: &Tensor, b: &Tensor, residual: &Tenso
     check.shape("gate", gate, &[batch, shape[2]])?;
     let tracked = [x, w, b, residual, gate].iter().any(|t| t.track_op());
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::linear_gate_residual(x, w, b, residual, gate),
         Route::Composed => composed(x, w, b, residual, gate),
         Route::Widened => widened([x, w, b, residual, gate], |[x, w, b, residual, gate]| {
             linear_gate_residual(&x, &w, &b, &residual, &gate)

@@ -16,6 +16,8 @@ pub fn linear_gelu(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor>
     check_arguments("linear_gelu", x, w, b)?;
     let tracked = x.track_op() || w.track_op() || b.is_some_and(Tensor::track_op);
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::linear_gelu(x, w, b),
         Route::Composed => composed(x, w, b),
         Route::Cpu if !tracked => project::<true>(x, w, b, None)?.untracked(x),
         Route::Cpu | Route::Widened => gelu(&linear(x, w, b)?),

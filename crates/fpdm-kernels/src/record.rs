@@ -18,6 +18,11 @@ impl Fresh {
         Self { storage: Storage::Cpu(T::to_cpu_storage_owned(data)), shape: shape.into() }
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(storage: CudaStorage, shape: impl Into<Shape>) -> Self {
+        Self { storage: Storage::Cuda(storage), shape: shape.into() }
+    }
+
     /// The tensor without a history. Any tensor of the right device will do for `like`.
     pub(crate) fn untracked(self, like: &Tensor) -> Result<Tensor> {
         like.apply_op1_no_bwd(&Recorded::new("fresh", self, |_: [&Tensor; 1], _: &Tensor, _: &Tensor| Ok([None])))

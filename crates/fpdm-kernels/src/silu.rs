@@ -15,6 +15,8 @@ use candle_core::{Result, Tensor};
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     Check::new("silu", "x", x)?.last("x", x)?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::silu(x),
         Route::Composed => composed(x),
         Route::Widened => widened([x], |[x]| silu(&x)),
         Route::Cpu => elementwise::<Silu>("silu", x),

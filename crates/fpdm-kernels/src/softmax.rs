@@ -17,6 +17,10 @@ use candle_core::{D, DType, Result, Tensor};
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     Check::new("softmax", "x", x)?.last("x", x)?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda if crate::cuda::row_fits(x.dims()[x.rank() - 1]) => crate::cuda::softmax(x),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => composed(x),
         Route::Composed => composed(x),
         Route::Widened => widened([x], |[x]| softmax(&x)),
         Route::Cpu => {

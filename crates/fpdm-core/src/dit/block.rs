@@ -13,12 +13,12 @@ pub(super) const NORM_EPS: f64 = 1e-6;
 /// Attention and an MLP, each behind a modulated layer norm and a gate.
 #[derive(Clone, Debug)]
 pub struct Block {
-    heads: usize,
-    mlp_norm_eps: f64,
-    qkv: Linear,
-    proj: Linear,
-    fc1: Linear,
-    fc2: Linear,
+    pub(super) heads: usize,
+    pub(super) mlp_norm_eps: f64,
+    pub(super) qkv: Linear,
+    pub(super) proj: Linear,
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
     modulation: Linear,
 }
 
@@ -26,8 +26,8 @@ pub struct Block {
 /// solve computes them once.
 #[derive(Clone, Debug)]
 pub struct Modulation {
-    attention: [Tensor; 3],
-    mlp: [Tensor; 3],
+    pub(super) attention: [Tensor; 3],
+    pub(super) mlp: [Tensor; 3],
 }
 
 impl Modulation {
@@ -63,11 +63,12 @@ impl Block {
         let [shift, scale, gate] = &m.attention;
         let h = fpdm_kernels::layer_norm_modulate(x, shift, scale, NORM_EPS)?;
         let h = fpdm_kernels::attention(&self.qkv.forward(&h)?, self.heads)?;
-        let x = fpdm_kernels::linear_gate_residual(&h, &self.proj.w, &self.proj.b, x, gate)?;
-        let [shift, scale, gate] = &m.mlp;
-        let h = fpdm_kernels::layer_norm_modulate(&x, shift, scale, self.mlp_norm_eps)?;
+        let [shift, scale, last_gate] = &m.mlp;
+        let proj = (&h, &self.proj.w, &self.proj.b);
+        let (x, h) =
+            fpdm_kernels::linear_gate_residual_norm(proj, (x, gate), (shift, scale), self.mlp_norm_eps)?;
         let h = fpdm_kernels::linear_gelu(&h, &self.fc1.w, Some(&self.fc1.b))?;
-        Ok(fpdm_kernels::linear_gate_residual(&h, &self.fc2.w, &self.fc2.b, &x, gate)?)
+        Ok(fpdm_kernels::linear_gate_residual(&h, &self.fc2.w, &self.fc2.b, &x, last_gate)?)
     }
 
     /// The same block outside any graph, sharing storage.

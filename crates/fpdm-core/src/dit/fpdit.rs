@@ -131,7 +131,13 @@ impl Fpdit {
             let z = run_blocks(&post, &modulations, z)?;
             embedder.unpatchify(&final_layer.forward(&z, &last)?)
         };
-        Ok(Problem::new(Arc::new(map), pre.detach(), readout).with_frozen(Arc::new(frozen)))
+        let map = Arc::new(map);
+        let head = self.config.hidden_size / self.config.num_heads;
+        let problem = Problem::new(map.clone(), pre.detach(), readout).with_frozen(Arc::new(frozen));
+        Ok(match fpdm_kernels::vjp::supports(pre, self.config.hidden_size, head) {
+            true => problem.with_reversible(map),
+            false => problem,
+        })
     }
 
     /// The map for an injection `(B, T, D)` and a conditioning `c` `(B, D)`, with all that is constant during a solve
@@ -144,7 +150,8 @@ impl Fpdit {
         let injected = fpdm_kernels::linear(injection, &w_i, Some(&self.fc1.b))?;
         let silu_c = fpdm_kernels::silu(c)?;
         let modulations = self.group.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
-        Ok(ImplicitMap { w_z, injected, fc2: self.fc2.clone(), blocks: self.group.clone(), modulations })
+        let (fc1, fc2) = (self.fc1.clone(), self.fc2.clone());
+        Ok(ImplicitMap { w_z, injected, fc1, fc2, blocks: self.group.clone(), modulations })
     }
 
     /// The post-layers alone, `(B, T, D)` to `(B, T, D)`, before the final layer.
@@ -172,11 +179,13 @@ impl ImplicitModel for Fpdit {
 /// `z ↦ blocks(fc2(gelu(fc1([z, injection]))), c)`, bound to its injection and conditioning.
 #[derive(Clone, Debug)]
 pub struct ImplicitMap {
-    w_z: Tensor,
-    injected: Tensor,
-    fc2: Linear,
-    blocks: Vec<Block>,
-    modulations: Vec<Modulation>,
+    pub(super) w_z: Tensor,
+    pub(super) injected: Tensor,
+    /// The whole projection, of which `w_z` is the state's half.
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
+    pub(super) blocks: Vec<Block>,
+    pub(super) modulations: Vec<Modulation>,
 }
 
 impl ImplicitMap {
@@ -185,6 +194,7 @@ impl ImplicitMap {
         Self {
             w_z: self.w_z.detach(),
             injected: self.injected.detach(),
+            fc1: self.fc1.detach(),
             fc2: self.fc2.detach(),
             blocks: self.blocks.iter().map(Block::detach).collect(),
             modulations: self.modulations.iter().map(Modulation::detach).collect(),

@@ -14,6 +14,7 @@ mod init;
 mod linear;
 mod parameters;
 mod plain;
+mod reverse;
 
 pub use condition::timestep_embedding;
 pub use config::{Architecture, Config, Labels, Size};

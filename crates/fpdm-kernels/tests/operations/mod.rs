@@ -59,6 +59,22 @@ pub(crate) fn operations(s: Sizes) -> Vec<Operation> {
             [x: [b, t, i], w: [o, i], b: [o], residual: [b, t, o], gate: [b, o]],
             |a| (&a[0], &a[1], &a[2], &a[3], &a[4])
         ),
+        Operation {
+            name: "linear_gate_residual_norm",
+            arguments: vec![
+                ("x", vec![b, t, i]),
+                ("w", vec![o, i]),
+                ("b", vec![o]),
+                ("residual", vec![b, t, o]),
+                ("gate", vec![b, o]),
+                ("shift", vec![b, o]),
+                ("scale", vec![b, o]),
+            ],
+            fused: Box::new(|a| both(linear_gate_residual_norm((&a[0], &a[1], &a[2]), (&a[3], &a[4]), (&a[5], &a[6]), 1e-3)?)),
+            composed: Box::new(|a| {
+                both(composed::linear_gate_residual_norm((&a[0], &a[1], &a[2]), (&a[3], &a[4]), (&a[5], &a[6]), 1e-3)?)
+            }),
+        },
         op!(attention, [qkv: [b, t, 3 * heads * size]], |a| (&a[0], heads)),
         op!(layer_norm_modulate, [x: [b, t, i], shift: [b, i], scale: [b, i]], |a| (&a[0], &a[1], &a[2], 1e-3)),
         op!(gate_residual, [x: [b, t, i], gate: [b, i], y: [b, t, i]], |a| (&a[0], &a[1], &a[2])),
@@ -67,6 +83,11 @@ pub(crate) fn operations(s: Sizes) -> Vec<Operation> {
         op!(softmax, [x: [b, t, i]], |a| (&a[0])),
         op!(bias, [x: [b, t, i], b: [i]], |a| (&a[0], &a[1])),
     ]
+}
+
+/// Both results of an operation as one.
+fn both((first, second): (Tensor, Tensor)) -> Result<Tensor> {
+    Tensor::cat(&[first, second], 2)
 }
 
 /// Normal numbers, the same for the same seed.

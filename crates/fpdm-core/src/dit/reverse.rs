@@ -1,0 +1,225 @@
+//! The way back through the implicit map, written out.
+//!
+//! Of an application this keeps, in units of `(B, T, D)`: the point (1), the argument of the projection's GELU (2), and
+//! for each block its input (1), queries, keys and values (3), the attention (1), both branches before their gates (2)
+//! and the argument of the MLP's GELU (4): 14 for one block, where an autograd graph of the same operations keeps 23.
+//! The norms and both GELUs are computed again: passes over memory, no products.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+use fpdm_kernels::vjp::{self, Attention, WeightSum};
+
+use super::block::{Block, Modulation, NORM_EPS};
+use super::fpdit::ImplicitMap;
+use super::linear::Linear;
+use crate::reverse::{Kept, Reverse, Reversible};
+use crate::{Error, Result};
+
+struct Application {
+    z: Tensor,
+    argument: Tensor,
+    blocks: Vec<BlockKept>,
+}
+
+struct BlockKept {
+    x: Tensor,
+    qkv: Tensor,
+    attention: Attention,
+    attention_branch: Tensor,
+    argument: Tensor,
+    mlp_branch: Tensor,
+}
+
+struct LinearSum {
+    w: WeightSum,
+    b: WeightSum,
+}
+
+impl LinearSum {
+    fn new(linear: &Linear) -> Result<Self> {
+        Ok(Self { w: WeightSum::new(&linear.w)?, b: WeightSum::new(&linear.b)? })
+    }
+
+    fn add(&mut self, g: &Tensor, x: &Tensor) -> Result<()> {
+        self.w.add_product(g, x, 0)?;
+        Ok(self.b.add_rows(g)?)
+    }
+
+    fn insert(self, linear: &Linear, store: &mut GradStore) -> Result<()> {
+        store.insert(&linear.w, self.w.into_inner());
+        store.insert(&linear.b, self.b.into_inner());
+        Ok(())
+    }
+}
+
+/// Sums over applications of the gradients of a block's weights and of what conditions it.
+struct BlockSums {
+    qkv: LinearSum,
+    proj: LinearSum,
+    fc1: LinearSum,
+    fc2: LinearSum,
+    /// Shift and scale side by side, then the gate; of attention, then of the MLP.
+    modulation: [Option<Tensor>; 4],
+}
+
+impl BlockSums {
+    fn new(block: &Block) -> Result<Self> {
+        Ok(Self {
+            qkv: LinearSum::new(&block.qkv)?,
+            proj: LinearSum::new(&block.proj)?,
+            fc1: LinearSum::new(&block.fc1)?,
+            fc2: LinearSum::new(&block.fc2)?,
+            modulation: [None, None, None, None],
+        })
+    }
+
+    fn add_modulation(&mut self, index: usize, gradient: &Tensor) -> Result<()> {
+        let before = self.modulation[index].take();
+        self.modulation[index] = vjp::add(before, gradient.to_dtype(at_least_f32(gradient))?)?;
+        Ok(())
+    }
+}
+
+fn at_least_f32(t: &Tensor) -> DType {
+    if t.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+impl Block {
+    /// [`Block::forward`] without a graph; `self` and `m` must be detached.
+    fn record(&self, x: &Tensor, m: &Modulation) -> Result<(Tensor, BlockKept)> {
+        let [shift, scale, gate] = &m.attention;
+        let h = fpdm_kernels::layer_norm_modulate(x, shift, scale, NORM_EPS)?;
+        let qkv = self.qkv.forward(&h)?;
+        let (out, attention) = vjp::attention(&qkv, self.heads)?;
+        let attention_branch = self.proj.forward(&out)?;
+        let [shift, scale, last_gate] = &m.mlp;
+        let parts = (x, gate, &attention_branch);
+        let (sum, h) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
+        let (h, argument) = vjp::linear_gelu(&h, &self.fc1.w, Some(&self.fc1.b), None)?;
+        let mlp_branch = self.fc2.forward(&h)?;
+        let out = fpdm_kernels::gate_residual(&sum, last_gate, &mlp_branch)?;
+        Ok((out, BlockKept { x: x.clone(), qkv, attention, attention_branch, argument, mlp_branch }))
+    }
+
+    /// From the gradient of the output to that of the input.
+    fn pull(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
+        let [shift, scale, gate] = &m.mlp;
+        let (dgate, dbranch) = vjp::gate_gradients(g, gate, &kept.mlp_branch)?;
+        sums.add_modulation(3, &dgate)?;
+        sums.fc2.add(&dbranch, &fpdm_kernels::gelu(&kept.argument)?)?;
+        let dh = vjp::input_gradient_gelu(&dbranch, &self.fc2.w, &kept.argument)?;
+        let [first_shift, first_scale, first_gate] = &m.attention;
+        let parts = (&kept.x, first_gate, &kept.attention_branch);
+        let (sum, h) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
+        sums.fc1.add(&dh, &h)?;
+        let dh = vjp::input_gradient(&dh, &self.fc1.w)?;
+        let (g, both) = vjp::norm_gradients(&sum, scale, &dh, g, self.mlp_norm_eps)?;
+        sums.add_modulation(2, &both)?;
+
+        let (dgate, dbranch) = vjp::gate_gradients(&g, first_gate, &kept.attention_branch)?;
+        sums.add_modulation(1, &dgate)?;
+        sums.proj.add(&dbranch, kept.attention.out())?;
+        let dh = vjp::input_gradient(&dbranch, &self.proj.w)?;
+        let dqkv = vjp::attention_gradient(&kept.qkv, self.heads, &kept.attention, &dh)?;
+        sums.qkv.add(&dqkv, &fpdm_kernels::layer_norm_modulate(&kept.x, first_shift, first_scale, NORM_EPS)?)?;
+        let dh = vjp::input_gradient(&dqkv, &self.qkv.w)?;
+        let (g, both) = vjp::norm_gradients(&kept.x, first_scale, &dh, &g, NORM_EPS)?;
+        sums.add_modulation(0, &both)?;
+        Ok(g)
+    }
+}
+
+impl Reversible for ImplicitMap {
+    fn record(&self, z: &Tensor) -> Result<(Tensor, Kept)> {
+        self.detach().recorded(z)
+    }
+
+    fn begin(&self) -> Result<Box<dyn Reverse + '_>> {
+        Ok(Box::new(Way {
+            map: self,
+            plain: self.detach(),
+            fc1: WeightSum::new(&self.fc1.w)?,
+            fc2: LinearSum::new(&self.fc2)?,
+            blocks: self.blocks.iter().map(BlockSums::new).collect::<Result<_>>()?,
+            injected: None,
+        }))
+    }
+}
+
+impl ImplicitMap {
+    fn recorded(&self, z: &Tensor) -> Result<(Tensor, Kept)> {
+        let z = z.detach();
+        let (h, argument) = vjp::linear_gelu(&z, &self.w_z, None, Some(&self.injected))?;
+        let mut x = self.fc2.forward(&h)?;
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (block, m) in self.blocks.iter().zip(&self.modulations) {
+            let (out, kept) = block.record(&x, m)?;
+            blocks.push(kept);
+            x = out;
+        }
+        Ok((x, Box::new(Application { z, argument, blocks })))
+    }
+}
+
+struct Way<'a> {
+    map: &'a ImplicitMap,
+    /// The same outside the graph.
+    plain: ImplicitMap,
+    /// Of the whole projection; only the state's columns are filled here.
+    fc1: WeightSum,
+    fc2: LinearSum,
+    blocks: Vec<BlockSums>,
+    injected: Option<Tensor>,
+}
+
+impl Reverse for Way<'_> {
+    fn pull(&mut self, kept: &Kept, gradient: &Tensor) -> Result<Tensor> {
+        let Some(kept) = kept.downcast_ref::<Application>() else {
+            return Err(Error::config("kept", "was recorded by another map; record and pull with the same one"));
+        };
+        let mut g = gradient.detach().contiguous()?;
+        let blocks = self.plain.blocks.iter().zip(&self.plain.modulations).zip(&kept.blocks).zip(&mut self.blocks);
+        for (((block, m), kept), sums) in blocks.rev() {
+            g = block.pull(kept, m, &g, sums)?;
+        }
+        self.fc2.add(&g, &fpdm_kernels::gelu(&kept.argument)?)?;
+        let dh = vjp::input_gradient_gelu(&g, &self.plain.fc2.w, &kept.argument)?;
+        self.fc1.add_product(&dh, &kept.z, 0)?;
+        let g = vjp::input_gradient(&dh, &self.plain.w_z)?;
+        self.injected = vjp::add(self.injected.take(), dh)?;
+        Ok(g)
+    }
+
+    fn finish(self: Box<Self>, sink: &mut dyn FnMut(GradStore) -> Result<()>) -> Result<()> {
+        let Self { map, fc1, fc2, blocks, injected, .. } = *self;
+        // What the map was bound to has a graph of its own, which goes on from here.
+        let mut pairs = Vec::new();
+        pairs.extend(injected.map(|g| (&map.injected, g)));
+        let mut store = GradStore::default();
+        store.insert(&map.fc1.w, fc1.into_inner());
+        fc2.insert(&map.fc2, &mut store)?;
+        for ((block, m), sums) in map.blocks.iter().zip(&map.modulations).zip(blocks) {
+            let BlockSums { qkv, proj, fc1, fc2, modulation: [first, first_gate, second, second_gate] } = sums;
+            for (linear, sum) in [(&block.qkv, qkv), (&block.proj, proj), (&block.fc1, fc1), (&block.fc2, fc2)] {
+                sum.insert(linear, &mut store)?;
+            }
+            for (to, both, gate) in [(&m.attention, first, first_gate), (&m.mlp, second, second_gate)] {
+                if let (Some(both), Some(gate)) = (both, gate) {
+                    let d = gate.dim(1)?;
+                    pairs.push((&to[0], both.narrow(1, 0, d)?));
+                    pairs.push((&to[1], both.narrow(1, d, d)?));
+                    pairs.push((&to[2], gate));
+                }
+            }
+        }
+        sink(store)?;
+        let mut root: Option<Tensor> = None;
+        for (y, g) in pairs {
+            root = vjp::add(root, (y * g.to_dtype(y.dtype())?)?.sum_all()?)?;
+        }
+        match root {
+            Some(root) if root.track_op() => sink(root.backward()?),
+            _ => Ok(()),
+        }
+    }
+}

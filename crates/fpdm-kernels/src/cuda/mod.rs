@@ -1,0 +1,28 @@
+//! The operations on NVIDIA GPUs: own kernels, compiled at first use, and matrix products by cuBLASLt.
+//!
+//! `*.cu` are the sources; their first comments say how each kernel is launched.
+
+mod adamw;
+mod attention;
+mod compile;
+mod convert;
+mod device;
+mod gpu;
+mod linear;
+mod lt;
+mod map;
+mod norm;
+mod rows;
+mod sums;
+
+pub(crate) use attention::{attention, attention_gradient, attention_with_sums, fits as attention_fits};
+pub(crate) use linear::{
+    add_weight_gradient, input_gradient, input_gradient_gelu, linear, linear_add_gelu, linear_gate_residual,
+    linear_gate_residual_norm, linear_gelu, linear_gelu_with_argument,
+};
+pub(crate) use map::{bias, gate_residual, gelu, silu};
+pub(crate) use norm::{fits as row_fits, gate_residual_norm, layer_norm_modulate, norm_gradients, softmax};
+pub(crate) use sums::{gate_gradients, rows as sum_rows};
+
+pub use adamw::{Adamw, adamw};
+pub use device::{Cuda, Tf32, cuda, peak_bytes, reset_peak};

@@ -1,0 +1,257 @@
+//! The same operations with the way back in the caller's hands.
+//!
+//! Candle's graph keeps what it likes, adds every gradient into zeros, and rounds sums over many uses of a weight to its
+//! type after each. A caller that knows its network can keep less, add the products of all uses up where they are made,
+//! in `f32`, and skip the rest. Nothing here builds a graph: arguments are taken as they are, results have no history.
+//!
+//! [`supports`] says where these functions have kernels; elsewhere they return an error.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use crate::dispatch::{Route, by_dtype, route};
+use crate::linear::{self, project};
+use crate::{attention as forward, gate_residual, gelu, layer_norm_modulate as norm};
+
+/// Whether all functions of this module work on tensors like `x`, rows of `width` and heads of `head` elements.
+pub fn supports(x: &Tensor, width: usize, head: usize) -> bool {
+    let _ = (width, head);
+    match route(x) {
+        Route::Cpu => true,
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::row_fits(width) && crate::cuda::attention_fits(head),
+        _ => false,
+    }
+}
+
+fn unsupported<T>(op: &str, x: &Tensor) -> Result<T> {
+    bail!("{op}: no kernels for {:?} on {:?}; ask `vjp::supports` first", x.dtype(), x.device().location())
+}
+
+/// `gelu(a)` and its argument `a = x wᵀ + b + r`; shapes as in [`linear_gelu`](crate::linear_gelu) and
+/// [`linear_add_gelu`](crate::linear_add_gelu).
+///
+/// # Errors
+/// If shapes, types or devices do not fit, or there are no kernels.
+pub fn linear_gelu(x: &Tensor, w: &Tensor, b: Option<&Tensor>, r: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    linear::check_arguments("vjp::linear_gelu", x, w, b)?;
+    let (x, w) = (&x.detach(), &w.detach());
+    let (b, r) = (b.map(Tensor::detach), r.map(Tensor::detach));
+    match route(x) {
+        Route::Cpu => {
+            let argument = project::<false>(x, w, b.as_ref(), r.as_ref())?.untracked(x)?;
+            Ok((gelu::gelu(&argument)?, argument))
+        }
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::linear_gelu_with_argument(x, w, b.as_ref(), r.as_ref()),
+        _ => unsupported("vjp::linear_gelu", x),
+    }
+}
+
+/// [`attention`](crate::attention), and what [`attention_gradient`] wants of it.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn attention(qkv: &Tensor, heads: usize) -> Result<(Tensor, Attention)> {
+    let qkv = &qkv.detach();
+    match route(qkv) {
+        Route::Cpu => {
+            let out = forward::attention(qkv, heads)?;
+            Ok((out.clone(), Attention { out, sums: None }))
+        }
+        #[cfg(feature = "cuda")]
+        Route::Cuda => {
+            let (out, sums) = crate::cuda::attention_with_sums(qkv, heads)?;
+            Ok((out.clone(), Attention { out, sums: Some(sums) }))
+        }
+        _ => unsupported("vjp::attention", qkv),
+    }
+}
+
+/// What is kept of an attention.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    out: Tensor,
+    /// Logarithms of the rows' sums of exponentials, where the kernels want them.
+    sums: Option<Tensor>,
+}
+
+impl Attention {
+    /// The result, (B, T, D).
+    pub fn out(&self) -> &Tensor {
+        &self.out
+    }
+}
+
+/// The gradient of `qkv` (B, T, 3 D) for the gradient `g` (B, T, D) of the result.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn attention_gradient(qkv: &Tensor, heads: usize, kept: &Attention, g: &Tensor) -> Result<Tensor> {
+    let _ = &kept.sums;
+    match route(qkv) {
+        Route::Cpu => by_dtype!(qkv, cpu_attention(qkv, heads, g)),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => match &kept.sums {
+            Some(sums) => crate::cuda::attention_gradient(qkv, heads, &kept.out, sums, g),
+            None => bail!("vjp::attention_gradient: `kept` was made on another device"),
+        },
+        _ => unsupported("vjp::attention_gradient", qkv),
+    }
+}
+
+fn cpu_attention<T: crate::cpu::simd::Real>(qkv: &Tensor, heads: usize, g: &Tensor) -> Result<Tensor> {
+    forward::backward::<T>(qkv, heads, g)?.untracked(g)
+}
+
+/// `g w`, the gradient of `x` in `x wᵀ`.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn input_gradient(g: &Tensor, w: &Tensor) -> Result<Tensor> {
+    match route(g) {
+        Route::Cpu => linear::input_gradient(g, w),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::input_gradient(g, w),
+        _ => unsupported("vjp::input_gradient", g),
+    }
+}
+
+/// `g w` times the slope of GELU at `argument`: the gradient of `a` in `gelu(a) wᵀ`.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn input_gradient_gelu(g: &Tensor, w: &Tensor, argument: &Tensor) -> Result<Tensor> {
+    match route(g) {
+        Route::Cpu => gelu::gradient(argument, &linear::input_gradient(g, w)?),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::input_gradient_gelu(g, w, argument),
+        _ => unsupported("vjp::input_gradient_gelu", g),
+    }
+}
+
+/// The gradients of `gate` (B, D) and `y` (B, T, D) in `x + gate y`; that of `x` is `g`.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn gate_gradients(g: &Tensor, gate: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
+    match route(g) {
+        Route::Cpu => gate_residual::gradients(g, gate, y),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::gate_gradients(g, gate, y),
+        _ => unsupported("vjp::gate_gradients", g),
+    }
+}
+
+/// `sum = x + gate y` and `norm(sum) (1 + scale) + shift`, both.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn gate_residual_norm(
+    (x, gate, y): (&Tensor, &Tensor, &Tensor),
+    (shift, scale): (&Tensor, &Tensor),
+    eps: f64,
+) -> Result<(Tensor, Tensor)> {
+    match route(x) {
+        Route::Cpu => {
+            let sum = gate_residual::gate_residual(x, gate, y)?;
+            let out = norm::layer_norm_modulate(&sum, shift, scale, eps)?;
+            Ok((sum, out))
+        }
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::gate_residual_norm((x, gate, y), (shift, scale), eps),
+        _ => unsupported("vjp::gate_residual_norm", x),
+    }
+}
+
+/// The gradients of `norm(x) (1 + scale) + shift`: of `x`, with `plus` added, and of shift and scale side by side,
+/// (B, 2 D).
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn norm_gradients(x: &Tensor, scale: &Tensor, g: &Tensor, plus: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    match route(x) {
+        Route::Cpu => {
+            let (dx, both) = norm::gradients(x, scale, g, eps)?;
+            Ok(((dx + plus)?, both))
+        }
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::norm_gradients(x, scale, g, Some(plus), eps),
+        _ => unsupported("vjp::norm_gradients", x),
+    }
+}
+
+/// The sum of the gradients of one weight over all its uses, at least in `f32`.
+#[derive(Debug)]
+pub struct WeightSum {
+    sum: Tensor,
+}
+
+impl WeightSum {
+    /// Zero, for a weight (O, I) like `w`.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(w: &Tensor) -> Result<Self> {
+        let dtype = if w.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        Ok(Self { sum: Tensor::zeros(w.shape(), dtype, w.device())? })
+    }
+
+    /// Adds `gᵀ x` to the columns from `column` on: `g` (.., O), `x` (.., I').
+    ///
+    /// # Errors
+    /// If shapes do not fit, or there are no kernels.
+    pub fn add_product(&mut self, g: &Tensor, x: &Tensor, column: usize) -> Result<()> {
+        let (outer, inner) = self.sum.dims2()?;
+        let (last, width) = (g.dims()[g.rank() - 1], x.dims()[x.rank() - 1]);
+        if last != outer || column + width > inner {
+            bail!("WeightSum: a product ({last}, {width}) at column {column} does not fit ({outer}, {inner})")
+        }
+        match route(g) {
+            Route::Cpu => {
+                let product = linear::weight_gradient(g, x)?;
+                self.sum = match width == inner {
+                    true => (&self.sum + product)?,
+                    false => {
+                        let all = self.sum.narrow(1, column, width)?;
+                        self.sum.slice_assign(&[0..outer, column..column + width], &(all + product)?)?
+                    }
+                };
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Route::Cuda => crate::cuda::add_weight_gradient(&self.sum, g, x, column),
+            _ => unsupported("WeightSum", g),
+        }
+    }
+
+    /// Adds the sum of `g` (.., O) over all but the last dimension, for a bias (O).
+    ///
+    /// # Errors
+    /// If shapes do not fit, or there are no kernels.
+    pub fn add_rows(&mut self, g: &Tensor) -> Result<()> {
+        let rows = match route(g) {
+            Route::Cpu => linear::bias_gradient(g)?,
+            #[cfg(feature = "cuda")]
+            Route::Cuda => crate::cuda::sum_rows(g)?,
+            _ => return unsupported("WeightSum", g),
+        };
+        self.sum = (&self.sum + rows.to_dtype(self.sum.dtype())?)?;
+        Ok(())
+    }
+
+    /// The sum.
+    pub fn into_inner(self) -> Tensor {
+        self.sum
+    }
+}
+
+/// `sum + g` in the type of `sum`: gradients that meet.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn add(sum: Option<Tensor>, g: Tensor) -> Result<Option<Tensor>> {
+    match sum {
+        None => Ok(Some(g)),
+        Some(sum) => Ok(Some((sum + g)?)),
+    }
+}

@@ -1,0 +1,172 @@
+//! Every operation on a GPU against its composed form in `f64` on the CPU: the result and every gradient, for random
+//! shapes and layouts, in memory that was full of NaN.
+#![cfg(feature = "cuda")]
+
+mod operations;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use fpdm_kernels::cuda::{Adamw, Cuda, Tf32, adamw, cuda};
+use operations::{Argument, Memory, Operation, Sizes, arguments, difference, loss, normal, operations};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn device() -> Device {
+    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+    DEVICE.get_or_init(|| cuda(0, Cuda { tf32: Tf32::Off, ..Cuda::default() }).expect("a GPU")).clone()
+}
+
+/// Memory that is free now held NaN before, so that what a kernel leaves unwritten shows.
+fn poison(device: &Device, elements: usize) -> Result<()> {
+    let full = |n: usize| Tensor::full(f32::NAN, n.max(1), device);
+    let all = [full(elements)?, full(elements)?, full(elements / 2)?, full(4 * elements)?, full(1024)?];
+    drop(all);
+    device.synchronize()
+}
+
+fn check(op: &Operation, memory: &[Memory], dtype: DType, tolerance: f64, seed: u64) -> Result<()> {
+    let device = device();
+    let host: Vec<Argument> = arguments(op, memory, DType::F32, seed)?;
+    // The reference sees the numbers as they are after rounding.
+    let there = host
+        .iter()
+        .map(|a| Var::from_tensor(&a.var.to_dtype(dtype)?.to_device(&device)?))
+        .collect::<Result<Vec<_>>>()?;
+    let here = host
+        .iter()
+        .map(|a| Var::from_tensor(&a.var.to_dtype(dtype)?.to_dtype(DType::F64)?))
+        .collect::<Result<Vec<_>>>()?;
+    let views = |vars: &[Var]| {
+        host.iter().zip(vars).map(|(a, v)| a.view_of(v.as_tensor())).collect::<Result<Vec<_>>>()
+    };
+    let (got_views, views) = (views(&there)?, views(&here)?);
+    let expected = (op.composed)(&views)?;
+    poison(&device, expected.elem_count())?;
+    let home = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+    let got = (op.fused)(&got_views)?;
+    assert_eq!(got.dtype(), dtype, "{}", op.name);
+    let near = |what: &str, a: &Tensor, b: &Tensor| -> Result<()> {
+        let error = difference(&home(a)?, b)?;
+        assert!(error <= tolerance, "{} {memory:?} {dtype:?} {:?}, {what}: off by {error}", op.name, op.arguments);
+        Ok(())
+    };
+    near("result", &got, &expected)?;
+    let detached: Vec<Tensor> = got_views.iter().map(Tensor::detach).collect();
+    poison(&device, expected.elem_count())?;
+    let joined = (op.fused)(&detached)?;
+    assert!(!joined.track_op(), "{}: history without a tracked argument", op.name);
+    near("untracked", &joined, &expected)?;
+
+    let weights = normal(expected.dims(), 99, 1.)?.to_dtype(dtype)?;
+    poison(&device, expected.elem_count())?;
+    let grads = (&got * weights.to_device(&device)?)?.sum_all()?.backward()?;
+    let expected = (&expected * weights.to_dtype(DType::F64)?)?.sum_all()?.backward()?;
+    for ((there, here), (name, _)) in there.iter().zip(&here).zip(&op.arguments) {
+        let (Some(got), Some(expected)) = (grads.get(there), expected.get(here)) else {
+            panic!("{}: no gradient for {name}", op.name)
+        };
+        near(&format!("gradient of {name}"), got, expected)?;
+    }
+    Ok(())
+}
+
+fn check_all(sizes: Sizes, memory: &[Memory], seed: u64) -> Result<()> {
+    for op in operations(sizes) {
+        check(&op, memory, DType::F32, 2e-5, seed)?;
+        check(&op, memory, DType::BF16, 2e-2, seed)?;
+        check(&op, memory, DType::F16, 4e-3, seed)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn random_shapes() -> Result<()> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for seed in 0..12 {
+        let memory: Vec<Memory> = (0..5)
+            .map(|_| [Memory::Dense, Memory::Columns, Memory::Swapped][rng.random_range(0..3)])
+            .collect();
+        let sizes = Sizes {
+            batch: rng.random_range(1..4),
+            tokens: rng.random_range(1..70),
+            inner: rng.random_range(1..20) * [1, 8][rng.random_range(0..2)],
+            outer: rng.random_range(1..20) * [1, 8][rng.random_range(0..2)],
+            heads: rng.random_range(1..4),
+            size: if seed % 2 == 0 { rng.random_range(4..17) * 8 } else { rng.random_range(1..40) },
+        };
+        check_all(sizes, &memory, 100 * seed)?;
+    }
+    Ok(())
+}
+
+/// The sizes of the published networks, and every head size with kernels.
+#[test]
+fn network_shapes() -> Result<()> {
+    for (heads, size, tokens) in [(16, 72, 256), (6, 64, 144), (2, 32, 77), (2, 128, 130)] {
+        let inner = heads * size;
+        check_all(Sizes { batch: 2, tokens, inner, outer: 2 * inner, heads, size }, &[Memory::Dense], 3)?;
+    }
+    for size in (32..=128).step_by(8) {
+        let sizes = Sizes { batch: 2, tokens: 33, inner: 8, outer: 8, heads: 2, size };
+        let op = operations(sizes).into_iter().find(|op| op.name == "attention").expect("attention");
+        check(&op, &[Memory::Dense], DType::F32, 2e-5, 5)?;
+        check(&op, &[Memory::Dense], DType::BF16, 2e-2, 5)?;
+        check(&op, &[Memory::Dense], DType::F16, 4e-3, 5)?;
+    }
+    Ok(())
+}
+
+/// Slices of one wide matrix, as modulations are, with a tracked owner.
+#[test]
+fn slices_of_a_wide_matrix() -> Result<()> {
+    let device = device();
+    let (b, t, d) = (3, 20, 64);
+    let wide = Var::from_tensor(&normal(&[b, 6 * d], 1, 1.)?.to_dtype(DType::F32)?.to_device(&device)?)?;
+    let x = Var::from_tensor(&normal(&[b, t, d], 2, 1.)?.to_dtype(DType::F32)?.to_device(&device)?)?;
+    let run = |f: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>| {
+        let part = |i: usize| wide.narrow(1, i * d, d);
+        let y = f(&x, &part(1)?, &part(4)?)?;
+        let grads = loss(&y.to_device(&Device::Cpu)?)?.backward()?;
+        Ok::<_, candle_core::Error>((y, grads.get(&wide).cloned(), grads.get(&x).cloned()))
+    };
+    let (y, dwide, dx) = run(&|x, a, b| fpdm_kernels::layer_norm_modulate(x, a, b, 1e-6))?;
+    let (y2, dwide2, dx2) = run(&|x, a, b| fpdm_kernels::composed::layer_norm_modulate(x, a, b, 1e-6))?;
+    for (a, b) in [(Some(y), Some(y2)), (dwide, dwide2), (dx, dx2)] {
+        let (a, b) = (a.expect("a gradient").to_device(&Device::Cpu)?, b.expect("a gradient").to_device(&Device::Cpu)?);
+        assert!(difference(&a, &b)? < 1e-5);
+    }
+    Ok(())
+}
+
+#[test]
+fn adamw_equals_its_formula() -> Result<()> {
+    let device = device();
+    let len = 100_003;
+    let start = |seed: u64| normal(&[len], seed, 1.)?.to_dtype(DType::F32);
+    let there = |t: &Tensor| t.to_device(&device)?.copy();
+    let (p, g) = (start(1)?, start(2)?);
+    let (m, v) = ((start(3)? * 0.1)?, (start(4)?.sqr()? * 0.1)?);
+    let (dp, dm, dv, dg) = (there(&p)?, there(&m)?, there(&v)?, there(&g)?);
+    let (ema, work) = (there(&p)?, Tensor::zeros(len, DType::BF16, &device)?);
+    let how = Adamw { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step: 7, max_norm: 1. };
+    let norm = adamw(how, [&dp, &dm, &dv, &dg], &[(0.9, &ema)], Some(&work))?.to_scalar::<f32>()?;
+    let wide = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let (p, m, v, g) = (wide(&p)?, wide(&m)?, wide(&v)?, wide(&g)?);
+    let length = g.iter().map(|x| x * x).sum::<f64>().sqrt();
+    assert!((f64::from(norm) / length - 1.).abs() < 1e-5);
+    let home = |t: &Tensor| wide(&t.to_device(&Device::Cpu)?);
+    let (gp, ge, gw) = (home(&dp)?, home(&ema)?, home(&work)?);
+    for i in 0..len {
+        let d = g[i] / (length + 1e-6);
+        let (a, b) = (0.9 * m[i] + 0.1 * d, 0.99 * v[i] + 0.01 * d * d);
+        let q = p[i] * (1. - 1e-3)
+            - 1e-2 * (a / (1. - 0.9f64.powi(7))) / ((b / (1. - 0.99f64.powi(7))).sqrt() + 1e-8);
+        assert!((gp[i] - q).abs() < 2e-6 * q.abs().max(1.), "{i}: {} instead of {q}", gp[i]);
+        assert!((ge[i] - (0.9 * p[i] + 0.1 * q)).abs() < 2e-6 * q.abs().max(1.));
+        assert!((gw[i] - q).abs() <= q.abs() * 4e-3 + 1e-6);
+    }
+    let bad = Tensor::full(f32::NAN, len, &device)?;
+    let norm = adamw(how, [&dp, &dm, &dv, &bad], &[(0.9, &ema)], Some(&work))?.to_scalar::<f32>()?;
+    assert!(norm.is_nan());
+    assert_eq!(home(&dp)?, gp, "a step without numbers changed the weights");
+    Ok(())
+}
