@@ -14,34 +14,37 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
 use candle_nn::VarBuilder;
 use clap::Parser;
-use fpdm_core::dit::{Fpdit, init};
-use fpdm_train::{LatentShards, State, StepReport, Trainer, latest_checkpoint};
+use fpdm_core::ImplicitModel;
+use fpdm_core::dit::{Labels, init};
+use fpdm_train::{Ahead, Pairs, State, StepReport, Trainer, latest_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use training::data::Data;
 use training::options::Options;
-use training::{curves, export, samples};
+use training::{curves, device, export, network, samples};
+
+type Run = Trainer<Box<dyn ImplicitModel>>;
+
+/// Batches that are ready before they are needed.
+const DEPTH: usize = 8;
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let device = Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu);
-    let data = LatentShards::open(&options.data, options.seed, &device)?;
-    data.verify()?;
-    let config = options.network(&data)?;
-    let dtype = options.dtype()?;
+    options.check()?;
+    let device = device::device(&options.device)?;
+    let data = Data::open(&options.data, options.seed, !options.from_disk, options.normalise)?;
+    let config = options.network.config(&data.shape, data.classes, options.loss.learns_variance())?;
+    let dtype = options.network.dtype()?;
     let weights = init(&config, options.seed, dtype, &device)?;
-    let model = Fpdit::new(&config, VarBuilder::from_varmap(&weights, dtype, &device))?;
-    let mut trainer = Trainer::new(
-        model,
-        config.labels,
-        &weights,
-        options.objective()?,
-        options.estimator()?,
-        options.settings(),
-        options.description(&config),
-    )?;
+    let model = network::build(&config, VarBuilder::from_varmap(&weights, dtype, &device))?;
+    let classes = matches!(config.labels, Labels::Classes(n) if n > 1);
+    let objective = options.loss.objective(classes)?;
+    let description = options.description(&config, &objective, &data);
+    let estimator = options.gradient.estimator(config.architecture)?;
+    let settings = options.settings();
+    let mut trainer = Trainer::new(model, config.labels, &weights, objective, estimator, settings, description)?;
 
     let checkpoints = options.out.join("checkpoints");
     match latest_checkpoint(&checkpoints)? {
@@ -52,7 +55,10 @@ fn main() -> Result<()> {
         Some(path) => anyhow::bail!("{} is there: add --resume, or take another --out", path.display()),
         None => ensure!(!options.resume, "--resume: {} holds no checkpoint", checkpoints.display()),
     }
-    eprintln!("{} parameters, {} samples, {:?}", config.parameter_count(), data.index().samples(), device.location());
+    eprintln!("{} parameters, {} samples, {:?}", config.parameter_count(), data.samples, device.location());
+    if let Some(by) = &data.normalisation {
+        eprintln!("latents are (x − {:?}) / {:?}", by.mean, by.std);
+    }
 
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
@@ -65,35 +71,61 @@ fn main() -> Result<()> {
     let mut log = OpenOptions::new().append(true).open(&log_path)?;
     let bar = ProgressBar::new(options.steps).with_position(trainer.steps_done());
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} left {msg}")?);
-    let save = |trainer: &Trainer<Fpdit>| Ok::<_, anyhow::Error>(trainer.state()?.save(&checkpoints, options.keep)?);
+    let save = |trainer: &Run| Ok::<_, anyhow::Error>(trainer.state()?.save(&checkpoints, options.keep)?);
+    let last_good = || match latest_checkpoint(&checkpoints) {
+        Ok(Some(path)) => format!("the last good checkpoint is {}", path.display()),
+        _ => "there is no checkpoint yet".into(),
+    };
 
-    while trainer.steps_done() < options.steps && !interrupted.load(Ordering::Relaxed) {
-        let report = trainer.step(&data).with_context(|| match latest_checkpoint(&checkpoints) {
-            Ok(Some(path)) => format!("the last good checkpoint is {}", path.display()),
-            _ => "there is no checkpoint yet".into(),
-        })?;
-        writeln!(log, "{}", serde_json::to_string(&report)?)?;
+    let threads = options.data_threads.unwrap_or(if device.is_cpu() { 0 } else { 4 });
+    let mut pairs = pairs(&trainer, &data, threads)?;
+    let more = |trainer: &Run| {
+        let time = options.seconds.is_none_or(|most| trainer.seconds() < most);
+        trainer.steps_done() < options.steps && time && !interrupted.load(Ordering::Relaxed)
+    };
+    let mut goes_on = more(&trainer);
+    while goes_on {
+        trainer.advance(&mut pairs).with_context(last_good)?;
         bar.inc(1);
-        bar.set_message(line(&report));
-        let done = report.step;
-        reports.push(report);
-        if done % options.save_every == 0 {
-            save(&trainer)?;
+        goes_on = more(&trainer);
+        let done = trainer.steps_done();
+        let saves = done % options.save_every == 0;
+        let samples_now = options.sample_every > 0 && done % options.sample_every == 0;
+        // Nothing is saved or shown of steps that nobody has looked at.
+        if done % options.log_every == 0 || saves || samples_now || !goes_on {
+            let report = trainer.report().with_context(last_good)?;
+            writeln!(log, "{}", serde_json::to_string(&report)?)?;
+            bar.set_message(line(&report));
+            reports.push(report);
+        }
+        if saves {
+            save(&trainer).with_context(last_good)?;
             curves::draw(&options.out.join("curves.svg"), &reports)?;
         }
-        if options.sample_every > 0 && done % options.sample_every == 0 {
-            samples::write(&options, &config, &trainer, &device, done)?;
+        if samples_now {
+            samples::write(&options, &config, &trainer, data.normalisation.as_ref(), &device, done)?;
         }
     }
     bar.finish();
-    let path = save(&trainer)?;
+    let path = save(&trainer).with_context(last_good)?;
     curves::draw(&options.out.join("curves.svg"), &reports)?;
-    println!("step {}: {}", trainer.steps_done(), path.display());
+    println!("step {} after {:.1} s: {}", trainer.steps_done(), trainer.seconds(), path.display());
     if let Some(folder) = &options.export {
-        export::write(folder, &options, &config, &trainer)?;
+        export::write(folder, &options, &config, &trainer, data.normalisation.as_ref())?;
         println!("exported to {}", folder.display());
     }
     Ok(())
+}
+
+/// What makes the pairs of a batch: threads ahead of the device, or whoever asks.
+fn pairs(trainer: &Run, data: &Data, threads: usize) -> Result<Box<dyn FnMut(u64) -> fpdm_core::Result<Pairs>>> {
+    let (recipe, source) = (trainer.recipe(), data.source.clone());
+    let make = move |index| recipe.pairs(&*source, index);
+    if threads == 0 {
+        return Ok(Box::new(make));
+    }
+    let ahead = Ahead::new(threads, DEPTH, make)?;
+    Ok(Box::new(move |index| ahead.get(index)))
 }
 
 fn line(report: &StepReport) -> String {

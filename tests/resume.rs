@@ -10,8 +10,8 @@ use fpdm_core::dit::{Config, Fpdit, Labels, Size, init, perturb_gates};
 use fpdm_core::rng::{self, Stream};
 use fpdm_core::{Error, Moments, Result};
 use fpdm_train::{
-    AdamWConfig, Batch, Consistency, DataSource, Decay, JacobianPenalty, LearningRate, Memory, Objective, Order,
-    Settings, State, StochasticJfb, Supervision, Trainer, latest_checkpoint,
+    AdamWConfig, Ahead, Batch, Consistency, DataSource, Decay, JacobianPenalty, LearningRate, Memory, Objective, Order,
+    Pairs, Settings, State, StepReport, StochasticJfb, Supervision, Trainer, latest_checkpoint,
 };
 use serde_json::json;
 
@@ -232,6 +232,48 @@ fn a_gradient_that_is_no_number_changes_nothing() -> Result<()> {
     assert!(matches!(error, Error::NonFinite { .. }), "{error}");
     assert!(before == bits(&run.state()?));
     assert_eq!(run.steps_done(), 1);
+    Ok(())
+}
+
+#[test]
+fn steps_that_nobody_looks_at_are_the_same_steps() -> Result<()> {
+    let data = std::sync::Arc::new(Blobs::new()?);
+    let (mut watched, _) = trainer(settings(), DType::F32)?;
+    let reports = watched.steps(&data).take(6).collect::<Result<Vec<_>>>()?;
+    let (mut run, _) = trainer(settings(), DType::F32)?;
+    let (recipe, source) = (run.recipe(), data.clone());
+    let ahead = Ahead::new(2, 3, move |index| recipe.pairs(&source, index))?;
+    for _ in 0..6 {
+        run.advance(&mut |index| ahead.get(index))?;
+    }
+    let report = run.report()?;
+    assert_eq!((report.step, report.steps), (6, 6));
+    let mean = |of: fn(&StepReport) -> f64| reports.iter().map(of).sum::<f64>() / 6.;
+    assert!((report.loss - mean(|r| r.loss)).abs() < 1e-6 * report.loss);
+    assert!((report.grad_norm - mean(|r| r.grad_norm)).abs() < 1e-6 * report.grad_norm);
+    let last = &reports[5];
+    assert_eq!((report.n, report.m, report.residual, report.lr), (last.n, last.m, last.residual, last.lr));
+    assert!(bits(&watched.state()?) == bits(&run.state()?));
+    assert!(run.report().unwrap_err().to_string().contains("no step"));
+    assert!(run.seconds() > 0. && run.state()?.seconds == run.seconds());
+    Ok(())
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_reported_and_not_saved() -> Result<()> {
+    let (mut run, _) = trainer(settings(), DType::F32)?;
+    let (recipe, data) = (run.recipe(), Blobs::new()?);
+    for broken in [false, true, false] {
+        run.advance(&mut |index| {
+            let pairs = recipe.pairs(&data, index)?;
+            let factor = if broken { f64::NAN } else { 1. };
+            Ok(Pairs { x0: (&pairs.x0 * factor)?, ..pairs })
+        })?;
+    }
+    let error = run.report().unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }) && error.to_string().contains("steps 1 to 3"), "{error}");
+    let error = run.state().unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }) && error.to_string().contains("weights"), "{error}");
     Ok(())
 }
 

@@ -9,8 +9,8 @@ use fpdm_core::dit::Labels;
 use fpdm_core::rng::{Stream, normal, stream};
 use fpdm_core::{Moments, Result};
 use fpdm_train::{
-    DataSource, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards, NpyFolders, Order, Part, Pixels,
-    TarShards,
+    DataSource, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards, Normalisation, Normalised,
+    NpyFolders, Order, Part, Pixels, TarShards,
 };
 use proptest::prelude::*;
 
@@ -284,6 +284,66 @@ fn shards_give_back_what_was_encoded() -> Result<()> {
     }
     assert!(seen.iter().all(|epoch| *epoch == [1, 2, 3, 4, 5]), "{seen:?}");
     assert!(sides.iter().all(|side| *side > 10), "{sides:?}");
+    Ok(())
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn shards_in_memory_are_the_shards_on_the_disk() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    encoded(folder.path())?;
+    let open = |seed| LatentShards::open(folder.path(), seed, &CPU);
+    let (disk, memory) = (open(7)?, open(0)?.into_memory()?.shuffled(7)?);
+    for index in 0..4 {
+        let (a, b) = (disk.batch(index, 3)?, memory.batch(index, 3)?);
+        assert_eq!(values(&a.moments.mean), values(&b.moments.mean));
+        assert_eq!(values(&a.moments.std), values(&b.moments.std));
+        assert_eq!((a.y.to_vec1::<u32>()?, a.positions), (b.y.to_vec1::<u32>()?, b.positions));
+    }
+    let path = folder.path().join("latents-000001.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let error = open(0)?.into_memory().err().unwrap().to_string();
+    assert!(error.contains("latents-000001") && error.contains("corrupt"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn normalised_latents_have_unit_variance() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    encoded(folder.path())?;
+    let data = LatentShards::open(folder.path(), 1, &CPU)?;
+    // Samples are 1 to 5 with deviation 0.5, or −1 to −5 with none.
+    let (mut sum, mut square) = (0., 0.);
+    for batch in 0..2 {
+        let moments = data.batch(batch, 5)?.moments;
+        for (mean, std) in values(&moments.mean).into_iter().zip(values(&moments.std)) {
+            sum += f64::from(mean);
+            square += f64::from(mean * mean + std * std);
+        }
+    }
+    let (mean, square) = (sum / 160., square / 160.);
+    let all = Normalisation::measure(&data, 10, false)?;
+    assert_eq!(all.mean, [0.]);
+    assert!((all.std[0] - (square - mean * mean).sqrt()).abs() < 1e-5, "{all:?}");
+    let channels = Normalisation::measure(&data, 10, true)?;
+    assert!(channels.mean.iter().all(|m| (m - mean).abs() < 1e-5), "{channels:?} is not {mean}");
+    assert!(channels.std.iter().all(|s| (s - all.std[0]).abs() < 1e-5), "{channels:?}");
+    for by in [all, channels] {
+        let (plain, scaled) = (data.batch(3, 4)?.moments, Normalised::new(&data, by.clone())?.batch(3, 4)?.moments);
+        let back = values(&by.undo(&scaled.mean)?);
+        assert!(values(&plain.mean).iter().zip(back).all(|(a, b)| (a - b).abs() < 1e-5));
+        let spread = values(&scaled.std);
+        assert!(values(&plain.std).iter().zip(spread).all(|(a, b)| (a / by.std[0] as f32 - b).abs() < 1e-5));
+    }
+    let error = Normalisation { mean: vec![0.], std: vec![0.] }.check().unwrap_err().to_string();
+    assert!(error.contains("above 0"), "{error}");
+    let two = Normalisation { mean: vec![0.; 2], std: vec![1.; 2] };
+    assert!(Normalised::new(&data, two)?.batch(0, 1).is_err(), "2 numbers for 4 channels");
     Ok(())
 }
 

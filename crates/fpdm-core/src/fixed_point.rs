@@ -67,6 +67,25 @@ pub struct Residual {
     pub rel: f64,
 }
 
+impl Residual {
+    /// The residual of each sample from the values of [`Iterate::squares`].
+    pub fn of_squares(squares: &[f64]) -> Vec<Self> {
+        let (abs, image) = squares.split_at(squares.len() / 2);
+        let of = |(a, f): (&f64, &f64)| Self { abs: a.sqrt(), rel: if *a == 0. { 0. } else { (a / f).sqrt() } };
+        abs.iter().zip(image).map(of).collect()
+    }
+
+    /// The worst of several; `None` where one is no number.
+    pub fn worst(all: &[Self]) -> Option<Self> {
+        // `max` skips NaN, so it is looked for first.
+        if all.iter().any(|r| !r.abs.is_finite() || r.rel.is_nan()) {
+            return None;
+        }
+        let max = |of: fn(&Self) -> f64| all.iter().map(of).fold(0., f64::max);
+        Some(Self { abs: max(|r| r.abs), rel: max(|r| r.rel) })
+    }
+}
+
 impl Iterate {
     /// The residual of each sample: norms over all dimensions but the first, over all of them below rank 2.
     ///
@@ -86,26 +105,26 @@ impl Iterate {
     /// # fpdm_core::Result::<()>::Ok(())
     /// ```
     pub fn residuals(&self) -> Result<Vec<Residual>> {
+        Ok(Residual::of_squares(&host(&self.squares()?)?))
+    }
+
+    /// What the residuals are made of, `(2B)` in f32 or f64: `‖f(z) − z‖²` of every sample, then `‖f(z)‖²` of every
+    /// sample.
+    ///
+    /// # Cost
+    ///
+    /// Two reductions. Nothing waits for the device, so that a training loop can look at many steps at once.
+    pub fn squares(&self) -> Result<Tensor> {
         let (z, fz) = (samples(&self.z.detach())?, samples(&self.fz.detach())?);
-        let squares = Tensor::cat(&[(&fz - z)?.sqr()?.sum(1)?, fz.sqr()?.sum(1)?], 0)?; // (2B)
-        let norms = host(&squares)?;
-        let (abs, image) = norms.split_at(norms.len() / 2);
-        let residual =
-            |(a, f): (&f64, &f64)| Residual { abs: a.sqrt(), rel: if *a == 0. { 0. } else { (a / f).sqrt() } };
-        Ok(abs.iter().zip(image).map(residual).collect())
+        Ok(Tensor::cat(&[(&fz - z)?.sqr()?.sum(1)?, fz.sqr()?.sum(1)?], 0)?)
     }
 
     /// The worst sample's residual, or [`Error::NonFinite`] where a sample's is no number.
     ///
     /// `iter` counts the applications so far and goes into the error. Costs what [`Iterate::residuals`] costs.
     pub fn worst(&self, iter: usize) -> Result<Residual> {
-        let all = self.residuals()?;
-        // `max` skips NaN, so it is looked for first.
-        if all.iter().any(|r| !r.abs.is_finite() || r.rel.is_nan()) {
-            return Err(Error::NonFinite { at: "the residual f(z) − z".into(), iter });
-        }
-        let max = |of: fn(&Residual) -> f64| all.iter().map(of).fold(0., f64::max);
-        Ok(Residual { abs: max(|r| r.abs), rel: max(|r| r.rel) })
+        Residual::worst(&self.residuals()?)
+            .ok_or_else(|| Error::NonFinite { at: "the residual f(z) − z".into(), iter })
     }
 }
 

@@ -59,6 +59,12 @@ pub trait ImplicitModel {
     fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem>;
 }
 
+impl<M: ImplicitModel + ?Sized> ImplicitModel for Box<M> {
+    fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem> {
+        (**self).prepare(x, t, y)
+    }
+}
+
 /// What a network says about a noisy latent, whatever it was trained to predict.
 #[derive(Clone, Debug)]
 pub struct Prediction {

@@ -19,6 +19,7 @@ use rand::distr::{Distribution, StandardUniform};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use rayon::prelude::*;
 
 use crate::{Error, Result};
 
@@ -101,18 +102,50 @@ pub fn normal_batch(
 }
 
 /// Standard normal numbers `(B, shape...)`, sample `b` from `rngs[b]`, which moves on: for noise at every step.
-pub fn normal_each<R: RngCore>(
+///
+/// # Cost
+///
+/// Samples are drawn by several threads; the numbers do not depend on how many.
+pub fn normal_each<R: RngCore + Send>(
     rngs: &mut [R],
     shape: impl Into<Shape>,
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    let shape = shape.into();
     if rngs.is_empty() {
         return Err(Error::config("indices", "an empty batch has no noise; pass one index a sample"));
     }
-    let samples = rngs.iter_mut().map(|rng| normal(&shape, rng, dtype, &Device::Cpu)).collect::<Result<Vec<_>>>()?;
-    Ok(Tensor::stack(&samples, 0)?.to_device(device)?)
+    check_float(dtype)?;
+    let sample = shape.into();
+    let shape = [&[rngs.len()], sample.dims()].concat();
+    let noise = match dtype {
+        // Rounded as they are drawn; the others by the tensor library.
+        DType::F32 => Tensor::from_vec(rows(rngs, sample.elem_count(), |v| v as f32), shape, &Device::Cpu)?,
+        _ => Tensor::from_vec(rows(rngs, sample.elem_count(), |v| v), shape, &Device::Cpu)?.to_dtype(dtype)?,
+    };
+    Ok(noise.to_device(device)?)
+}
+
+/// `len` numbers of each generator, one after the other.
+fn rows<R, T>(rngs: &mut [R], len: usize, round: impl Fn(f64) -> T + Sync) -> Vec<T>
+where
+    R: RngCore + Send,
+    T: Copy + Default + Send,
+{
+    let mut values = vec![T::default(); rngs.len() * len];
+    values.par_chunks_mut(len.max(1)).zip(rngs.par_iter_mut()).for_each(|(row, rng)| {
+        for value in row {
+            *value = round(rng.sample(StandardNormal));
+        }
+    });
+    values
+}
+
+fn check_float(dtype: DType) -> Result<()> {
+    if dtype.is_float() {
+        return Ok(());
+    }
+    Err(Error::config("dtype", format!("{dtype:?} cannot hold noise; use a floating point type")))
 }
 
 fn draw<R: RngCore + ?Sized>(
@@ -122,9 +155,7 @@ fn draw<R: RngCore + ?Sized>(
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    if !dtype.is_float() {
-        return Err(Error::config("dtype", format!("{dtype:?} cannot hold noise; use a floating point type")));
-    }
+    check_float(dtype)?;
     let values: Vec<f64> = rng.sample_iter(what).take(shape.elem_count()).collect();
     // Converted on the host, since not every device knows f64.
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)

@@ -23,6 +23,8 @@ const FORMAT: u32 = 1;
 pub struct State {
     /// Steps done.
     pub step: u64,
+    /// Wall-clock time that they took.
+    pub seconds: f64,
     /// The configuration of the run.
     pub settings: Value,
     /// Master weights by name, f32.
@@ -39,6 +41,8 @@ pub struct State {
 struct Header {
     format: u32,
     step: u64,
+    #[serde(default)]
+    seconds: f64,
     settings: Value,
     ema: Vec<f64>,
     /// Checksums of the other files.
@@ -107,7 +111,14 @@ impl State {
             put(ema_file(*decay), weights)?;
         }
         let ema = self.ema.iter().map(|(decay, _)| *decay).collect();
-        let header = Header { format: FORMAT, step: self.step, settings: self.settings.clone(), ema, files };
+        let header = Header {
+            format: FORMAT,
+            step: self.step,
+            seconds: self.seconds,
+            settings: self.settings.clone(),
+            ema,
+            files,
+        };
         let text = serde_json::to_vec_pretty(&header).map_err(Error::other)?;
         write_file(&path.join(STATE), &text)?;
         sync_folder(path)
@@ -146,7 +157,8 @@ impl State {
         }
         let ema = header.ema.iter().map(|&decay| Ok((decay, take(&ema_file(decay))?))).collect::<Result<_>>()?;
         let weights = take(WEIGHTS)?;
-        Ok(Self { step: header.step, settings: header.settings, weights, exp_avg, exp_avg_sq, ema })
+        let Header { step, seconds, settings, .. } = header;
+        Ok(Self { step, seconds, settings, weights, exp_avg, exp_avg_sq, ema })
     }
 
     /// Refuses a state of another configuration than `settings`.

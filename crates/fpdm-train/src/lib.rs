@@ -14,6 +14,7 @@
 //! | what is the loss? | [`Objective`], [`Weighting`], [`Supervision`], [`JacobianPenalty`], [`Consistency`] |
 //! | where do samples come from? | [`DataSource`]: [`LatentShards`], [`NpyFolders`], [`Pixels`] |
 //! | where do images come from? | [`ImageSource`]: [`ImageFolder`], [`TarShards`] |
+//! | who reads while the device computes? | [`Ahead`], [`Prefetch`] |
 //! | how do weights move? | [`AdamW`], [`LearningRate`], [`Ema`] over the flat buffers of [`Parameters`] |
 //! | what is a run? | [`Trainer`], and [`State`] on disk |
 //!
@@ -72,22 +73,25 @@ mod memory;
 mod objective;
 mod optim;
 mod parameters;
+mod report;
 mod trainer;
 
 pub use checkpoint::{State, latest_checkpoint};
 pub use data::{
-    Batch, DataSource, ImageDecoder, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards, NpyFolders,
-    Order, Part, Pixels, ShardEntry, TarShards,
+    Ahead, Batch, DataSource, ImageDecoder, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards,
+    Normalisation, Normalised, NpyFolders, Order, Part, Pixels, Prefetch, ShardEntry, TarShards,
 };
 pub use ema::Ema;
 pub use estimator::{
     Effort, Estimate, GradientEstimator, Implicit, Jfb, Memory, MultiStepJfb, Phantom, Sink, StochasticJfb, Unrolled,
 };
 pub use learning_rate::{Decay, LearningRate};
-pub use memory::peak_resident_bytes;
+pub use memory::{peak_bytes, peak_resident_bytes};
 pub use objective::{
-    Consistency, Draw, JacobianPenalty, Losses, Objective, Supervision, Times, Weighting, variational_bound,
+    Consistency, Draw, JacobianPenalty, Losses, Objective, Pairs, Recipe, Supervision, Times, Weighting,
+    variational_bound,
 };
 pub use optim::{AdamW, AdamWConfig, clip_grad_norm};
 pub use parameters::{Gradients, Parameters};
-pub use trainer::{Settings, StepReport, Trainer};
+pub use report::StepReport;
+pub use trainer::{Settings, Trainer};

@@ -1,3 +1,13 @@
+//! How much memory a run has taken.
+
+use candle_core::Device;
+
+/// The most memory that a run on `device` has taken so far, in bytes, where it is known: on the CPU
+/// [`peak_resident_bytes`], on an accelerator nothing yet.
+pub fn peak_bytes(device: &Device) -> Option<u64> {
+    if device.is_cpu() { peak_resident_bytes() } else { None }
+}
+
 /// The most memory that this process has had resident, in bytes, where the system says so (Linux).
 ///
 /// On the CPU it is the peak of training too; an accelerator's memory is not in it.

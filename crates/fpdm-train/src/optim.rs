@@ -114,22 +114,26 @@ impl AdamW {
     }
 }
 
-/// The norm `‖g‖₂` of a flat gradient, and the gradient scaled to at most `max_norm`, as PyTorch's `clip_grad_norm_`.
+/// The gradient scaled to a norm of at most `max_norm`, as PyTorch's `clip_grad_norm_`, and the norm `‖g‖₂` before it, a
+/// scalar on the gradient's device.
 ///
-/// With `None` it is measured and passed on. A gradient that is not finite is passed on as it is: look at the norm.
+/// With `None` it is measured and passed on. A gradient that is not finite has a norm that is not finite.
 ///
 /// # Reference
 /// Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063, Algorithm 1.
 ///
 /// # Cost
-/// One reduction and one synchronisation with the device.
-pub fn clip_grad_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<(Tensor, f64)> {
-    let norm = f64::from(gradient.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?).sqrt();
+/// One reduction. Nothing waits for the device: the norm is read by whoever wants to know it.
+pub fn clip_grad_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<(Tensor, Tensor)> {
+    let norm = gradient.sqr()?.sum_all()?.sqrt()?;
     match max_norm {
         Some(max) if max.is_nan() || max <= 0. => {
             Err(Error::config("max_norm", format!("{max} must be above 0, or absent")))
         }
-        Some(max) if norm.is_finite() && max / (norm + 1e-6) < 1. => Ok(((gradient * (max / (norm + 1e-6)))?, norm)),
-        _ => Ok((gradient.clone(), norm)),
+        Some(max) => {
+            let scale = ((&norm + 1e-6)?.recip()? * max)?.minimum(1f64)?;
+            Ok((gradient.broadcast_mul(&scale)?, norm))
+        }
+        None => Ok((gradient.clone(), norm)),
     }
 }

@@ -1,7 +1,6 @@
 //! The training loop, a step at a time.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use candle_core::{DType, Tensor, Var};
 use candle_nn::VarMap;
@@ -11,10 +10,10 @@ use fpdm_core::{Budget, Error, ImplicitModel, Picard, Problem, Result, diffuse, 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::memory::peak_resident_bytes;
+use crate::report::{Clock, Unread};
 use crate::{
     AdamW, AdamWConfig, Consistency, DataSource, Draw, Ema, Estimate, GradientEstimator, Gradients, JacobianPenalty,
-    LearningRate, Objective, Parameters, State, Supervision, clip_grad_norm,
+    LearningRate, Objective, Pairs, Parameters, Recipe, State, StepReport, Supervision, clip_grad_norm,
 };
 
 /// What a run does, apart from network, objective and estimator.
@@ -75,42 +74,10 @@ impl Settings {
     }
 }
 
-/// What one step did; as JSON, one line of a log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepReport {
-    /// The number of the step, from 1.
-    pub step: u64,
-    /// The sum of all parts.
-    pub loss: f64,
-    /// The weighted error of the prediction.
-    pub error: f64,
-    /// The variational bound, 0 without learned variance.
-    pub bound: f64,
-    /// The penalty on the Jacobian, 0 without one.
-    pub jacobian: f64,
-    /// The penalty on what changes with time, 0 without one.
-    pub consistency: f64,
-    /// The norm of the gradient before it is clipped.
-    pub grad_norm: f64,
-    /// The learning rate.
-    pub lr: f64,
-    /// Iterations without gradient.
-    pub n: usize,
-    /// Iterations with gradient.
-    pub m: usize,
-    /// `‖f(z) − z‖ / ‖f(z)‖` of the worst sample at the last application.
-    pub residual: f64,
-    /// Wall-clock time.
-    pub seconds: f64,
-    /// Samples over wall-clock time.
-    pub images_per_s: f64,
-    /// The most memory that the process has had resident so far, where it is known.
-    pub peak_bytes: Option<u64>,
-}
-
 /// Network, objective, estimator and the state of a run.
 ///
-/// The loop is the caller's: [`Trainer::step`] does one step and reports, [`Trainer::state`] is what to save.
+/// The loop is the caller's: [`Trainer::step`] does one step and reports, [`Trainer::state`] is what to save. A loop that
+/// keeps an accelerator busy calls [`Trainer::advance`], which does not wait for it, and [`Trainer::report`] now and then.
 pub struct Trainer<M> {
     model: M,
     labels: Labels,
@@ -122,6 +89,8 @@ pub struct Trainer<M> {
     description: Value,
     adam: AdamW,
     ema: Vec<Ema>,
+    clock: Clock,
+    unread: Option<Unread>,
 }
 
 impl<M: ImplicitModel> Trainer<M> {
@@ -145,12 +114,31 @@ impl<M: ImplicitModel> Trainer<M> {
         let dtype = parameters.dtype();
         let adam = AdamW::new(settings.adamw, parameters.gather()?)?;
         let ema = settings.ema.iter().map(|&decay| Ema::new(decay, &adam.master)).collect::<Result<_>>()?;
-        Ok(Self { model, labels, dtype, parameters, objective, estimator, settings, description, adam, ema })
+        let (clock, unread) = (Clock::default(), None);
+        Ok(Self {
+            model,
+            labels,
+            dtype,
+            parameters,
+            objective,
+            estimator,
+            settings,
+            description,
+            adam,
+            ema,
+            clock,
+            unread,
+        })
     }
 
     /// Steps done.
     pub fn steps_done(&self) -> u64 {
         self.adam.steps
+    }
+
+    /// Wall-clock time of all steps, those before a checkpoint included, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.clock.seconds()
     }
 
     /// The settings.
@@ -169,10 +157,18 @@ impl<M: ImplicitModel> Trainer<M> {
     }
 
     /// Everything that the next step depends on. Tensors are shared, not copied, and later steps leave them alone.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for weights that are no numbers: they are no state to go on from.
     pub fn state(&self) -> Result<State> {
+        let zero = (&self.adam.master * 0.)?.sum_all()?.to_scalar::<f32>()?; // 0 if all are finite
+        if zero != 0. {
+            return Err(Error::NonFinite { at: format!("step {}: the weights", self.adam.steps), iter: 0 });
+        }
         let named = |flat: &Tensor| self.parameters.named(flat);
         Ok(State {
             step: self.adam.steps,
+            seconds: self.seconds(),
             settings: self.configuration(),
             weights: named(&self.adam.master)?,
             exp_avg: named(&self.adam.exp_avg)?,
@@ -202,6 +198,7 @@ impl<M: ImplicitModel> Trainer<M> {
         let ema = state.ema.iter().map(average).collect::<Result<Vec<_>>>()?;
         self.parameters.scatter(&adam.master)?;
         (self.adam, self.ema) = (adam, ema);
+        (self.clock, self.unread) = (Clock::after(state.seconds), None);
         Ok(())
     }
 
@@ -219,65 +216,99 @@ impl<M: ImplicitModel> Trainer<M> {
         std::iter::repeat_with(move || self.step(source))
     }
 
-    /// One step: draw, solve, differentiate, clip, update weights and averages.
+    /// How batches become [`Pairs`]: for threads that prepare them, see [`Ahead`](crate::Ahead).
+    pub fn recipe(&self) -> Recipe {
+        let Self { objective, labels, settings, .. } = self;
+        Recipe { objective: objective.clone(), labels: *labels, seed: settings.seed, batch_size: settings.batch_size }
+    }
+
+    /// One step: draw, solve, differentiate, clip, look at the numbers, update weights and averages.
     ///
     /// # Errors
     /// [`Error::NonFinite`] for a loss or a gradient that is no number; whatever data, network and estimator return.
     /// Weights and state are then as they were.
+    ///
+    /// # Cost
+    /// One synchronisation with the device.
     pub fn step(&mut self, source: &dyn DataSource) -> Result<StepReport> {
-        let start = Instant::now();
-        let step = self.adam.steps;
-        let accumulate = self.settings.accumulate;
+        self.clock.start();
+        let recipe = self.recipe();
+        let gradient = self.gradient(&mut |index| recipe.pairs(source, index))?;
+        let report = self.read(self.adam.steps + 1)?;
+        self.update(&gradient)?;
+        Ok(report)
+    }
+
+    /// [`Trainer::step`] without looking at the numbers and without waiting for the device. `pairs` gives what
+    /// [`Trainer::recipe`] makes of batch number `index`.
+    ///
+    /// A gradient that is no number goes into the weights here: the next [`Trainer::report`] says so, and
+    /// [`Trainer::state`] refuses to be saved.
+    ///
+    /// # Errors
+    /// Whatever data, network and estimator return. Weights and state are then as they were.
+    pub fn advance(&mut self, pairs: &mut dyn FnMut(u64) -> Result<Pairs>) -> Result<()> {
+        self.clock.start();
+        let gradient = self.gradient(pairs)?;
+        self.update(&gradient)
+    }
+
+    /// What has happened since the last report.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] where a loss or a gradient of these steps is no number: only an earlier checkpoint is good
+    /// to go on from. [`Error::Config`] without a step since the last report.
+    ///
+    /// # Cost
+    /// One synchronisation with the device.
+    pub fn report(&mut self) -> Result<StepReport> {
+        self.read(self.adam.steps)
+    }
+
+    /// The gradient of the next step, clipped; its numbers stay unread.
+    fn gradient(&mut self, pairs: &mut dyn FnMut(u64) -> Result<Pairs>) -> Result<Tensor> {
+        let (step, accumulate) = (self.adam.steps, self.settings.accumulate as u64);
         let mut gradients = Gradients::new(&self.parameters);
-        let mut sums = [0f64; 4];
         let mut last = None;
-        for pass in 0..accumulate {
-            let batch = source.batch(step * accumulate as u64 + pass as u64, self.settings.batch_size)?;
-            let draw = self.objective.draw(&batch, self.labels, self.settings.seed)?;
+        for index in step * accumulate..(step + 1) * accumulate {
+            let Pairs { levels, x0, eps, y } = pairs(index)?.to_device(self.parameters.device())?;
+            let draw = self.objective.noisy(levels, x0, eps, y)?;
             let (parts, estimate) = self.differentiate(&draw, step, &mut gradients)?;
-            for (sum, part) in sums.iter_mut().zip(parts) {
-                *sum += part / accumulate as f64;
-            }
-            last = Some(estimate);
+            let parts = (parts / accumulate as f64)?;
+            let sum = match last {
+                Some((sum, _)) => (sum + parts)?,
+                None => parts,
+            };
+            last = Some((sum, estimate));
         }
-        let loss: f64 = sums.iter().sum();
-        let (gradient, grad_norm) = clip_grad_norm(&gradients.flat()?, self.settings.max_grad_norm)?;
-        drop(gradients);
-        let estimate = last.ok_or_else(|| Error::config("accumulate", "0 trains on nothing; use 1 or more"))?;
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            let at = format!("step {}: the loss {loss} or the gradient's norm {grad_norm}", step + 1);
-            return Err(Error::NonFinite { at, iter: estimate.n + estimate.m });
-        }
-        let residual = estimate.last.worst(estimate.n + estimate.m)?.rel;
-        let lr = self.settings.lr.at(step);
-        self.adam.step(&gradient, lr)?;
+        let (parts, estimate) =
+            last.ok_or_else(|| Error::config("accumulate", "0 trains on nothing; use 1 or more"))?;
+        let (gradient, norm) = clip_grad_norm(&gradients.flat()?, self.settings.max_grad_norm)?;
+        let numbers = Tensor::cat(&[parts, norm.reshape(1)?], 0)?;
+        self.unread = Some(Unread::add(self.unread.take(), numbers, &estimate)?);
+        Ok(gradient)
+    }
+
+    fn update(&mut self, gradient: &Tensor) -> Result<()> {
+        let lr = self.settings.lr.at(self.adam.steps);
+        self.adam.step(gradient, lr)?;
         self.parameters.scatter(&self.adam.master)?;
         for ema in &mut self.ema {
             ema.update(&self.adam.master)?;
         }
-        self.parameters.device().synchronize()?;
-        let seconds = start.elapsed().as_secs_f64();
-        let [error, bound, jacobian, consistency] = sums;
-        Ok(StepReport {
-            step: step + 1,
-            loss,
-            error,
-            bound,
-            jacobian,
-            consistency,
-            grad_norm,
-            lr,
-            n: estimate.n,
-            m: estimate.m,
-            residual,
-            seconds,
-            images_per_s: (self.settings.batch_size * accumulate) as f64 / seconds,
-            peak_bytes: peak_resident_bytes(),
-        })
+        Ok(())
     }
 
-    /// Adds the gradients of one batch and returns the parts of its loss: error, bound, Jacobian, consistency.
-    fn differentiate(&self, draw: &Draw, step: u64, gradients: &mut Gradients) -> Result<([f64; 4], Estimate)> {
+    /// Reads what steps up to number `step` have left.
+    fn read(&mut self, step: u64) -> Result<StepReport> {
+        let unread = self.unread.take().ok_or_else(|| Error::config("report", "no step since the last one"))?;
+        let lr = self.settings.lr.at(step.saturating_sub(1));
+        let images = self.settings.batch_size * self.settings.accumulate;
+        unread.read(step, lr, images, &mut self.clock, self.parameters.device())
+    }
+
+    /// Adds the gradients of one batch and returns the parts of its loss, `(4)`: error, bound, Jacobian, consistency.
+    fn differentiate(&self, draw: &Draw, step: u64, gradients: &mut Gradients) -> Result<(Tensor, Estimate)> {
         let scale = 1. / self.settings.accumulate as f64;
         // All passes of a step draw the same n and m, so that the step has one of each.
         let mut rng = rng::stream(self.settings.seed, Stream::Solver, step);
@@ -309,8 +340,7 @@ impl<M: ImplicitModel> Trainer<M> {
             None => zero(draw)?,
         };
         let parts = [error, bound, jacobian, consistency].map(|part| part.detach());
-        let parts = Tensor::stack(&parts, 0)?.to_vec1::<f32>()?; // one synchronisation for all
-        Ok(([0, 1, 2, 3].map(|i| f64::from(parts[i])), estimate))
+        Ok((Tensor::stack(&parts, 0)?, estimate))
     }
 
     fn penalise(

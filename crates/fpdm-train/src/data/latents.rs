@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::{Error, Moments, Result};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -183,6 +185,40 @@ impl LatentShards {
             .map_or_else(Vec::new, |part| part.shape[1..].to_vec())
     }
 
+    /// Samples.
+    pub fn len(&self) -> usize {
+        self.index.samples()
+    }
+
+    /// Whether there is none, which [`LatentShards::open`] refuses.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same samples, shuffled by another seed.
+    pub fn shuffled(mut self, seed: u64) -> Result<Self> {
+        self.order = Order::new(self.len(), seed)?;
+        Ok(self)
+    }
+
+    /// Reads all shards into memory, where a batch is a gather, and compares their checksums on the way.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the first corrupt shard.
+    ///
+    /// # Cost
+    /// As many bytes as the shards have: 8 a value, for mean and log-variance of both flips in f16.
+    pub fn into_memory(mut self) -> Result<Self> {
+        for (rows, entry) in self.shards.iter_mut().zip(&self.index.shards) {
+            let bytes = fs::read(&rows.path).map_err(|e| Error::io(&rows.path, e))?;
+            if bytes.len() as u64 != entry.bytes || hex(&Sha256::digest(&bytes)) != entry.sha256 {
+                return Err(damaged(&rows.path, "corrupt: its checksum is another"));
+            }
+            rows.keep(bytes)?;
+        }
+        Ok(self)
+    }
+
     /// Reads every shard and compares its checksum.
     ///
     /// # Errors
@@ -201,19 +237,28 @@ impl LatentShards {
 impl DataSource for LatentShards {
     fn batch(&self, index: u64, size: usize) -> Result<Batch> {
         let positions: Vec<u64> = (0..size as u64).map(|i| index * size as u64 + i).collect();
-        let (mut means, mut log_vars, mut classes) = (Vec::new(), Vec::new(), Vec::new());
-        for &position in &positions {
+        let place = |&position: &u64| {
             let sample = self.order.at(position);
             let shard = self.starts.partition_point(|start| *start <= sample) - 1;
-            let (rows, row) = (&self.shards[shard], sample - self.starts[shard]);
-            let side = if self.order.coin(position) { "_flipped" } else { "" };
-            means.push(rows.row(&format!("mean{side}"), row)?);
-            log_vars.push(rows.row(&format!("log_var{side}"), row)?);
-            classes.push(rows.label(row)?);
-        }
-        let stack = |rows: &[Tensor]| -> Result<Tensor> { Ok(Tensor::stack(rows, 0)?.to_device(&self.device)?) };
-        let moments = Moments { mean: stack(&means)?, std: (stack(&log_vars)? * 0.5)?.exp()? };
-        Ok(Batch { moments, y: Tensor::new(classes, &self.device)?, positions })
+            (&self.shards[shard], sample - self.starts[shard], self.order.coin(position))
+        };
+        let places: Vec<_> = positions.iter().map(place).collect();
+        let shape = [&[size], self.shape().as_slice()].concat();
+        let len = shape[1..].iter().product::<usize>();
+        let gather = |[upright, flipped]: [&str; 2]| -> Result<Tensor> {
+            let mut values = vec![0f32; size * len];
+            for (row, &(rows, sample, mirrored)) in values.chunks_exact_mut(len).zip(&places) {
+                rows.read(if mirrored { flipped } else { upright }, sample, row)?;
+            }
+            Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?.to_device(&self.device)?)
+        };
+        let mean = gather(["mean", "mean_flipped"])?;
+        let std = match places.iter().all(|(rows, ..)| rows.certain) {
+            true => mean.zeros_like()?,
+            false => (gather(["log_var", "log_var_flipped"])? * 0.5)?.exp()?,
+        };
+        let classes = places.iter().map(|(rows, sample, _)| rows.label(*sample)).collect::<Result<Vec<_>>>()?;
+        Ok(Batch { moments: Moments { mean, std }, y: Tensor::new(classes, &self.device)?, positions })
     }
 }
 
@@ -222,6 +267,10 @@ struct Rows {
     path: PathBuf,
     file: Mutex<File>,
     parts: BTreeMap<String, Part>,
+    /// The whole file, if it is kept in memory.
+    resident: Option<Vec<u8>>,
+    /// Whether all variances are known to be nothing.
+    certain: bool,
 }
 
 struct Part {
@@ -249,7 +298,7 @@ impl Rows {
         let mut text = vec![0; size as usize];
         file.read_exact(&mut text).map_err(|e| Error::io(path, e))?;
         let parts = parts(&text, 8 + size, len).ok_or_else(|| damaged(path, "no safetensors header"))?;
-        let rows = Self { path: path.to_path_buf(), file: Mutex::new(file), parts };
+        let rows = Self { path: path.to_path_buf(), file: Mutex::new(file), parts, resident: None, certain: false };
         let first = rows.part("mean")?.shape.clone();
         for name in ["mean", "log_var", "mean_flipped", "log_var_flipped"] {
             let part = rows.part(name)?;
@@ -268,28 +317,46 @@ impl Rows {
         self.parts.get(name).ok_or_else(|| damaged(&self.path, &format!("it has no `{name}`")))
     }
 
-    fn bytes(&self, part: &Part, row: usize) -> Result<Vec<u8>> {
-        let len = part.shape[1..].iter().product::<usize>() * part.dtype.size_in_bytes();
+    /// Keeps the file's bytes.
+    fn keep(&mut self, bytes: Vec<u8>) -> Result<()> {
+        let floor = f16::from_f64(FLOOR).to_le_bytes();
+        let nothing = |name: &str| -> Result<bool> {
+            let part = self.part(name)?;
+            let values = &bytes[part.offset as usize..][..2 * part.shape.iter().product::<usize>()];
+            Ok(values.chunks_exact(2).all(|value| value == floor))
+        };
+        self.certain = nothing("log_var")? && nothing("log_var_flipped")?;
+        self.resident = Some(bytes);
+        Ok(())
+    }
+
+    /// Row `row` of `part`, of `len` bytes, to `take`.
+    fn bytes<T>(&self, part: &Part, row: usize, len: usize, take: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let start = part.offset + (row * len) as u64;
+        if let Some(bytes) = &self.resident {
+            return Ok(take(&bytes[start as usize..][..len]));
+        }
         let mut bytes = vec![0; len];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut read = || {
-            file.seek(SeekFrom::Start(part.offset + (row * len) as u64))?;
+            file.seek(SeekFrom::Start(start))?;
             file.read_exact(&mut bytes)
         };
         read().map_err(|e| Error::io(&self.path, e))?;
-        Ok(bytes)
+        Ok(take(&bytes))
     }
 
-    fn row(&self, name: &str, row: usize) -> Result<Tensor> {
-        let part = self.part(name)?;
-        let tensor = Tensor::from_raw_buffer(&self.bytes(part, row)?, part.dtype, &part.shape[1..], &Device::Cpu)?;
-        Ok(tensor.to_dtype(DType::F32)?)
+    fn read(&self, name: &str, row: usize, values: &mut [f32]) -> Result<()> {
+        self.bytes(self.part(name)?, row, 2 * values.len(), |bytes| {
+            let pairs = bytes.chunks_exact(2);
+            let halves: Vec<f16> = pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])).collect();
+            halves.convert_to_f32_slice(values);
+        })
     }
 
     fn label(&self, row: usize) -> Result<u32> {
-        let bytes = self.bytes(self.part("labels")?, row)?;
-        let bytes = bytes.try_into().map_err(|_| damaged(&self.path, "its labels are no 32-bit numbers"))?;
-        Ok(u32::from_le_bytes(bytes))
+        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte));
+        self.bytes(self.part("labels")?, row, 4, number)
     }
 }
 

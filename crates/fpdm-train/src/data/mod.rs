@@ -1,7 +1,9 @@
 //! Where training samples come from.
 
+mod ahead;
 mod images;
 mod latents;
+mod normalised;
 mod npy;
 mod order;
 mod tar;
@@ -10,8 +12,10 @@ use candle_core::{DType, Tensor};
 use fpdm_core::dit::Labels;
 use fpdm_core::{Error, Moments, Result};
 
+pub use self::ahead::{Ahead, Prefetch};
 pub use self::images::{ImageDecoder, ImageFolder, ImageSource, Part, Pixels};
 pub use self::latents::{LatentIndex, LatentShard, LatentShards, ShardEntry};
+pub use self::normalised::{Normalisation, Normalised};
 pub use self::npy::NpyFolders;
 pub use self::order::Order;
 pub use self::tar::TarShards;
@@ -25,10 +29,28 @@ pub trait DataSource: Send + Sync {
     fn batch(&self, index: u64, size: usize) -> Result<Batch>;
 }
 
+impl<S: DataSource + ?Sized> DataSource for &S {
+    fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+        (**self).batch(index, size)
+    }
+}
+
+impl<S: DataSource + ?Sized> DataSource for Box<S> {
+    fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+        (**self).batch(index, size)
+    }
+}
+
+impl<S: DataSource + ?Sized> DataSource for std::sync::Arc<S> {
+    fn batch(&self, index: u64, size: usize) -> Result<Batch> {
+        (**self).batch(index, size)
+    }
+}
+
 /// Samples to train on.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Normalised latents, `(B, C, H, W)`.
+    /// Normalised latents, `(B, C, H, W)`, best on the CPU: a run brings what it needs to its device.
     pub moments: Moments,
     /// Labels: classes `(B)` in u32, or vectors `(B, L)`.
     pub y: Tensor,

@@ -3,34 +3,25 @@
 mod bound;
 mod consistency;
 mod jacobian;
+mod pairs;
 mod supervision;
+mod times;
 mod weighting;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::dit::Labels;
-use fpdm_core::rng::{self, Stream};
 use fpdm_core::{Error, Flow, Level, NoiseSchedule, Parameterization, Result, Vp, diffuse};
-use rand::Rng;
 
 pub use self::bound::variational_bound;
 pub use self::consistency::Consistency;
 pub use self::jacobian::JacobianPenalty;
+pub use self::pairs::{Pairs, Recipe};
 pub use self::supervision::Supervision;
+pub use self::times::Times;
 pub use self::weighting::Weighting;
 use crate::Batch;
-
-/// Which times are trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Times {
-    /// Whole times, first and last included.
-    #[default]
-    Whole,
-    /// All times of the schedule's span. The variational bound needs whole ones.
-    Continuous,
-}
 
 /// From clean latents to a loss: draws times and noise, drops labels, weighs the error.
 ///
@@ -86,7 +77,8 @@ impl Objective {
         if !(0. ..=1.).contains(&self.label_dropout) {
             return Err(Error::config("label_dropout", format!("{} is outside [0, 1]; use 0.1", self.label_dropout)));
         }
-        if self.variance.is_some() && self.times == Times::Continuous {
+        self.times.check()?;
+        if self.variance.is_some() && self.times != Times::Whole {
             return Err(Error::config("times", "a learned variance is for whole times; use whole, or no variance"));
         }
         let (first, last) = self.schedule.span();
@@ -105,39 +97,10 @@ impl Objective {
         Ok(())
     }
 
-    /// Times, noise and noisy latents of a batch, in f32, and its labels with some dropped.
-    ///
-    /// Sample `i` draws from streams of its own, numbered by [`Batch::positions`]: what it gets depends neither on the
-    /// size of the batch nor on what was drawn before.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] and [`Error::Config`] for a batch whose parts or labels do not fit `labels`.
+    /// [`Objective::pairs`], mixed to noisy latents where the batch is.
     pub fn draw(&self, batch: &Batch, labels: Labels, seed: u64) -> Result<Draw> {
-        batch.check(labels)?;
-        let (mean, device) = (batch.moments.mean.to_dtype(DType::F32)?, batch.moments.mean.device());
-        let shape = &mean.dims()[1..];
-        let mut rngs: Vec<_> = batch.positions.iter().map(|&p| rng::stream(seed, Stream::Noise, p)).collect();
-        // The first numbers of a stream place the latent in its distribution, the next are the noise.
-        let std = batch.moments.std.to_dtype(DType::F32)?;
-        let place = rng::normal_each(&mut rngs, shape, DType::F32, device)?;
-        let x0 = (&mean + (std * place)?)?;
-        let eps = rng::normal_each(&mut rngs, shape, DType::F32, device)?;
-
-        let (first, last) = self.schedule.span();
-        let time = |&p: &u64| {
-            let mut rng = rng::stream(seed, Stream::Time, p);
-            self.schedule.level(match self.times {
-                Times::Whole => rng.random_range(first.ceil() as i64..=last.floor() as i64) as f64,
-                Times::Continuous => rng.random_range(first..=last),
-            })
-        };
-        let levels = batch.positions.iter().map(time).collect::<Result<Vec<_>>>()?;
-        let dropped: Vec<bool> = batch
-            .positions
-            .iter()
-            .map(|&p| rng::stream(seed, Stream::Drop, p).random::<f64>() < self.label_dropout)
-            .collect();
-        self.noisy(levels, x0, eps, drop_labels(&batch.y, &dropped, labels)?)
+        let Pairs { levels, x0, eps, y } = self.pairs(batch, labels, seed)?;
+        self.noisy(levels, x0, eps, y)
     }
 
     /// The training pairs of clean latents `x0` `(B, C, H, W)` and noise `eps` at given levels.
@@ -217,23 +180,5 @@ impl Losses {
             None => self.error.clone(),
         };
         Ok(sum.mean_all()?)
-    }
-}
-
-fn drop_labels(y: &Tensor, dropped: &[bool], labels: Labels) -> Result<Tensor> {
-    if !dropped.contains(&true) {
-        return Ok(y.clone());
-    }
-    let mask: Vec<u8> = dropped.iter().map(|&d| u8::from(d)).collect();
-    let mask = Tensor::new(mask, y.device())?;
-    match labels {
-        Labels::None => Ok(y.clone()),
-        Labels::Classes(null) => {
-            Ok(mask.where_cond(&Tensor::full(null as u32, y.shape(), y.device())?.to_dtype(y.dtype())?, y)?)
-        }
-        Labels::Vector(_) => {
-            let mask = mask.reshape((dropped.len(), 1))?.broadcast_as(y.shape())?;
-            Ok(mask.where_cond(&y.zeros_like()?, y)?)
-        }
     }
 }

@@ -1,0 +1,25 @@
+//! Where a run computes.
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+use candle_core::utils::{cuda_is_available, metal_is_available};
+
+/// `auto` takes an accelerator if there is one.
+pub(crate) fn device(text: &str) -> Result<Device> {
+    let wanted = match text {
+        "auto" if cuda_is_available() => "cuda",
+        "auto" if metal_is_available() => "metal",
+        "auto" => "cpu",
+        other => other,
+    };
+    let opened = match wanted {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Device::new_cuda(0),
+        "metal" => Device::new_metal(0),
+        other => bail!("--device: `{other}` is none of auto, cpu, cuda, metal"),
+    };
+    opened.or_else(|error| {
+        let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+        bail!("--device {text}: {first}; build with `--features {wanted}` on a machine that has one, or use cpu")
+    })
+}
