@@ -7,7 +7,7 @@
 // qkv (B, T, 3 D) holds queries, keys and values one after the other, each as (heads, HEAD); out and dout (B, T, D); dqkv as qkv;
 // lse (B, heads, T) the natural logarithm of the sum of the exponentials of the scaled scores; delta (B, heads, T) the sums of
 // out * dout over a head; D = heads * HEAD. All pointers are aligned to 16 bytes (lse and delta to 4), all tensors contiguous.
-// Every element of the outputs is written.
+// Every element of the outputs is written. B and heads up to 65535, B * T * heads below 2^31.
 //
 // Launches. `warps` may be any number from 1 to the given one; every choice gives the same bits.
 //
@@ -144,6 +144,11 @@ INLINE float infinite() {
 INLINE float across(float x, int mask) {
     return __shfl_xor_sync(0xffffffffu, x, mask);
 }
+
+// The first lane's value, so that the compiler knows it to be the same in a whole warp.
+INLINE int uniform(int x) {
+    return __shfl_sync(0xffffffffu, x, 0);
+}
 // ---- end of instructions
 
 // Elements of a row that are moved at once.
@@ -156,15 +161,16 @@ INLINE float score_scale() {
 
 // Where a block's sample and head begin in qkv and in the outputs.
 struct Corner {
-    long long width;   // of out and dout
+    int width;         // of out and dout
     long long packed;  // first element in qkv and dqkv: the queries; keys one width on, values two
     long long plain;   // first element in out and dout
     long long row;     // first element in lse and delta
 };
 
 INLINE Corner corner(int tokens, int heads) {
-    const long long width = static_cast<long long>(heads) * HEAD, sample = blockIdx.z, head = blockIdx.y;
-    return {width, sample * tokens * 3 * width + head * HEAD, sample * tokens * width + head * HEAD, (sample * heads + head) * tokens};
+    const int width = heads * HEAD, head = blockIdx.y;
+    const long long row = static_cast<long long>(blockIdx.z) * tokens, plain = row * width + head * HEAD;
+    return {width, row * 3 * width + head * HEAD, plain, row * heads + static_cast<long long>(head) * tokens};
 }
 
 #if !defined(F32)
@@ -216,14 +222,28 @@ INLINE unsigned lane_place(int lane) {
     return (lane & 15) * ROW + (lane >> 4) * 16;
 }
 
-// Copies rows of HEAD elements, `pitch` elements apart, to shared memory; those from `valid` on become zero.
-// Taken in turns by `threads` threads.
-INLINE void copy_rows(unsigned to, const Element* from, long long pitch, int rows, int valid, int thread, int threads) {
-    for (int i = thread; i < rows * UNITS; i += threads) {
-        const int r = i / UNITS, unit = i % UNITS;
-        const bool inside = r < valid;
-        copy16(to + r * ROW + unit * 16, from + (inside ? r : 0) * pitch + unit * 8, inside);
+// Which of the 16-byte units of some rows a thread of `threads` moves: always the same one, of every `step`-th row. The threads
+// left over have none.
+struct Share {
+    int row, unit, step;
+
+    INLINE Share(int thread, int threads) : row(thread / UNITS), unit(thread % UNITS), step(threads / UNITS) {
+        if (row >= step) row = 1 << 20;
     }
+
+    // Where a thread's part of rows `pitch` elements apart begins.
+    INLINE long long element(int pitch) const {
+        return static_cast<long long>(row) * pitch + unit * 8;
+    }
+};
+
+// Copies rows of HEAD elements, `pitch` elements apart, to shared memory; those from `valid` on become zero. `mine` is this thread's
+// share of the first row (Share::element); `any` an address that may be given where nothing is read.
+INLINE void copy_rows(unsigned to, const Element* mine, int pitch, int rows, int valid, const Share& share, const Element* any) {
+    to += share.row * ROW + share.unit * 16;
+#pragma unroll 1
+    for (int r = share.row; r < rows; r += share.step, mine += share.step * pitch, to += share.step * ROW)
+        copy16(to, r < valid ? mine : any, r < valid);
 }
 
 // s (16, 16 * GROUPS) += strip (16, HEAD) times the transpose of rows (16 * GROUPS, HEAD).
@@ -273,7 +293,7 @@ INLINE void as_factor(unsigned (&a)[4], const float (*s)[4]) {
 }
 
 // Writes a warp's 16 rows, scaled, by way of its own 16 rows of shared memory.
-INLINE void store_strip(const float (*sum)[4], float upper, float lower, unsigned char* room, Element* to, long long pitch, int valid, int lane) {
+INLINE void store_strip(const float (*sum)[4], float upper, float lower, unsigned char* room, Element* to, int pitch, int valid, int lane) {
     __syncwarp();
     unsigned char* mine = room + lane / 4 * ROW + lane % 4 * 4;
 #pragma unroll
@@ -282,10 +302,9 @@ INLINE void store_strip(const float (*sum)[4], float upper, float lower, unsigne
         *reinterpret_cast<unsigned*>(mine + 8 * ROW + 16 * n) = packed(sum[n][2] * lower, sum[n][3] * lower);
     }
     __syncwarp();
-    for (int i = lane; i < 16 * UNITS; i += 32) {
-        const int r = i / UNITS, unit = i % UNITS;
-        if (r < valid) *reinterpret_cast<uint4*>(to + r * pitch + unit * 8) = *reinterpret_cast<const uint4*>(room + r * ROW + unit * 16);
-    }
+    const Share share(lane, 32);
+    for (int r = share.row; r < valid; r += share.step)
+        *reinterpret_cast<uint4*>(to + static_cast<long long>(r) * pitch + share.unit * 8) = *reinterpret_cast<const uint4*>(room + r * ROW + share.unit * 16);
 }
 
 // What a warp knows of its 16 queries after some keys.
@@ -295,26 +314,21 @@ struct Progress {
     float total[2];       // of this lane's weights
 };
 
-// Takes in COLUMNS keys and values, of which the first `valid` exist (TAIL: fewer than all).
-template <bool TAIL>
+// Takes in 16 * GROUPS keys and values. MASKED: only the first `valid` exist.
+template <int GROUPS, bool MASKED>
 INLINE void take_in(Progress& progress, const Strip& queries, unsigned keys, unsigned values, int valid, int lane) {
-    constexpr int GROUPS = COLUMNS / 16;
     const float scale = score_scale() * LOG2_E;
     float s[2 * GROUPS][4];
 #pragma unroll
     for (int n = 0; n < 2 * GROUPS; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
-    if (TAIL) {
-#pragma unroll
-        for (int g = 0; g < GROUPS; ++g)
-            if (16 * g < valid) times_rows<1>(s + 2 * g, queries, keys + g * 16 * ROW);
+    times_rows<GROUPS>(s, queries, keys);
+    if (MASKED) {
 #pragma unroll
         for (int n = 0; n < 2 * GROUPS; ++n) {
             const int column = 8 * n + 2 * (lane % 4);
             if (column >= valid) s[n][0] = s[n][2] = -infinite();
             if (column + 1 >= valid) s[n][1] = s[n][3] = -infinite();
         }
-    } else {
-        times_rows<GROUPS>(s, queries, keys);
     }
 
 #pragma unroll
@@ -343,7 +357,6 @@ INLINE void take_in(Progress& progress, const Strip& queries, unsigned keys, uns
 
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
-        if (TAIL && 16 * g >= valid) break;
         unsigned weights[4];
         as_factor(weights, s + 2 * g);
         times_columns(progress.sum, weights, values + g * 16 * ROW);
@@ -352,27 +365,29 @@ INLINE void take_in(Progress& progress, const Strip& queries, unsigned keys, uns
 
 extern "C" __global__ void __launch_bounds__(32 * FORWARD_WARPS, FORWARD_BLOCKS)
     attention_forward(const Element* __restrict__ qkv, Element* __restrict__ out, float* __restrict__ lse, int batch, int tokens, int heads) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = blockDim.x / 2;
+    const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), rows = blockDim.x / 2;
     const Corner at = corner(tokens, heads);
-    const Element* queries = qkv + at.packed;
-    const Element* keys = queries + at.width;
-    const Element* values = keys + at.width;
-    const long long pitch = 3 * at.width;
+    const int pitch = 3 * at.width;
 
     // Shared memory: the queries, then two stages of keys and values.
     const int first = blockIdx.x * rows + warp * 16;  // of the warp's queries
     const int mine = min(16, tokens - first);         // how many there are: none if not positive
     unsigned char* room = arena + warp * 16 * ROW;
     const unsigned stages = shared_address(arena) + rows * ROW;
-    if (mine > 0) copy_rows(shared_address(room), queries + first * pitch, pitch, 16, mine, lane, 32);
+    if (mine > 0) {
+        const Share share(lane, 32);
+        copy_rows(shared_address(room), qkv + at.packed + static_cast<long long>(first) * pitch + share.element(pitch), pitch, 16, mine, share, qkv);
+    }
 
     const int tiles = (tokens + COLUMNS - 1) / COLUMNS;
+    const Share share(threadIdx.x, blockDim.x);
+    const Element* next = qkv + at.packed + at.width + share.element(pitch);  // this thread's share of the next tile's keys
     const auto fetch = [&](int tile) {
         const unsigned to = stages + (tile & 1) * 2 * STAGE;
-        const long long from = static_cast<long long>(tile) * COLUMNS * pitch;
         const int valid = tokens - tile * COLUMNS;
-        copy_rows(to, keys + from, pitch, COLUMNS, valid, threadIdx.x, blockDim.x);
-        copy_rows(to + STAGE, values + from, pitch, COLUMNS, valid, threadIdx.x, blockDim.x);
+        copy_rows(to, next, pitch, COLUMNS, valid, share, qkv);
+        copy_rows(to + STAGE, next + at.width, pitch, COLUMNS, valid, share, qkv);
+        next += COLUMNS * pitch;
     };
     fetch(0);
 
@@ -392,9 +407,11 @@ extern "C" __global__ void __launch_bounds__(32 * FORWARD_WARPS, FORWARD_BLOCKS)
         const unsigned from = stages + (tile & 1) * 2 * STAGE + lane_place(lane);
         const int valid = tokens - tile * COLUMNS;
         if (valid >= COLUMNS) {
-            take_in<false>(progress, strip, from, from + STAGE, valid, lane);
+            take_in<COLUMNS / 16, false>(progress, strip, from, from + STAGE, valid, lane);
         } else {
-            take_in<true>(progress, strip, from, from + STAGE, valid, lane);
+#pragma unroll 1
+            for (int key = 0; key < valid; key += 16)
+                take_in<1, true>(progress, strip, from + key * ROW, from + key * ROW + STAGE, valid - key, lane);
         }
     }
     if (mine <= 0) return;
@@ -410,7 +427,8 @@ extern "C" __global__ void __launch_bounds__(32 * FORWARD_WARPS, FORWARD_BLOCKS)
         if (lane / 4 < mine) to[lane / 4] = fmaf(progress.most[0], scale, logf(progress.total[0]));
         if (lane / 4 + 8 < mine) to[lane / 4 + 8] = fmaf(progress.most[1], scale, logf(progress.total[1]));
     }
-    store_strip(progress.sum, 1.f / progress.total[0], 1.f / progress.total[1], room, out + at.plain + first * at.width, at.width, mine, lane);
+    store_strip(progress.sum, 1.f / progress.total[0], 1.f / progress.total[1], room, out + at.plain + static_cast<long long>(first) * at.width,
+                at.width, mine, lane);
 }
 
 // The gradient of 16 rows a warp: KEYS: of keys and values, passing all queries; otherwise of queries, passing all keys.
@@ -422,13 +440,9 @@ INLINE void backward_rows(const Element* __restrict__ qkv, const Element* __rest
                           const float* __restrict__ delta, Element* __restrict__ dqkv, int block, int tokens, int heads) {
     // Whether the rows' factors stay in registers: two accumulators and two factors of a wide head do not fit.
     constexpr bool KEPT = HEAD <= 96 || !KEYS;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = blockDim.x / 2;
+    const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), rows = blockDim.x / 2;
     const Corner at = corner(tokens, heads);
-    const long long pitch = 3 * at.width;
-    const Element* queries = qkv + at.packed;
-    const Element* keys = queries + at.width;
-    const Element* values = keys + at.width;
-    const Element* slopes = dout + at.plain;
+    const int pitch = 3 * at.width;
     lse += at.row;
     delta += at.row;
 
@@ -438,29 +452,37 @@ INLINE void backward_rows(const Element* __restrict__ qkv, const Element* __rest
     unsigned char* room = arena + warp * 32 * ROW;
     const unsigned stages = shared_address(arena) + 2 * rows * ROW;
     const float* numbers = reinterpret_cast<const float*>(arena + 2 * rows * ROW + 4 * STAGE);
+    // The queries or keys, and what lies beside them: dout, or the values.
+    const Element* queries = qkv + at.packed;
+    const Element* keys = queries + at.width;
+    const int slope_pitch = at.width, pitch_a2 = KEYS ? pitch : slope_pitch, pitch_b2 = KEYS ? slope_pitch : pitch;
+    const Element* slopes = dout + at.plain;
     if (mine > 0) {
-        const Element* a1 = (KEYS ? keys : queries) + first * pitch;
-        const Element* a2 = KEYS ? values + first * pitch : slopes + first * at.width;
-        copy_rows(shared_address(room), a1, pitch, 16, mine, lane, 32);
-        copy_rows(shared_address(room) + 16 * ROW, a2, KEYS ? pitch : at.width, 16, mine, lane, 32);
+        const Share share(lane, 32);
+        const Element* a1 = (KEYS ? keys : queries) + static_cast<long long>(first) * pitch;
+        const Element* a2 = KEYS ? a1 + at.width : slopes + static_cast<long long>(first) * slope_pitch;
+        copy_rows(shared_address(room), a1 + share.element(pitch), pitch, 16, mine, share, qkv);
+        copy_rows(shared_address(room) + 16 * ROW, a2 + share.element(pitch_a2), pitch_a2, 16, mine, share, qkv);
     }
 
     const int tiles = (tokens + COLUMNS - 1) / COLUMNS;
+    const Share share(threadIdx.x, blockDim.x);
+    const Element* next1 = (KEYS ? queries : keys) + share.element(pitch);  // this thread's share of the next tile
+    const Element* next2 = (KEYS ? slopes : keys + at.width) + share.element(pitch_b2);
     const auto fetch = [&](int tile) {
         const unsigned to = stages + (tile & 1) * 2 * STAGE;
-        const long long from = static_cast<long long>(tile) * COLUMNS;
-        const int valid = tokens - tile * COLUMNS;
-        copy_rows(to, (KEYS ? queries : keys) + from * pitch, pitch, COLUMNS, valid, threadIdx.x, blockDim.x);
+        const int from = tile * COLUMNS, valid = tokens - from;
+        copy_rows(to, next1, pitch, COLUMNS, valid, share, qkv);
+        copy_rows(to + STAGE, next2, pitch_b2, COLUMNS, valid, share, qkv);
+        next1 += COLUMNS * pitch;
+        next2 += COLUMNS * pitch_b2;
         if (KEYS) {
-            copy_rows(to + STAGE, slopes + from * at.width, at.width, COLUMNS, valid, threadIdx.x, blockDim.x);
             const unsigned to = shared_address(numbers) + (tile & 1) * 8 * COLUMNS;
             for (int i = threadIdx.x; i < 2 * COLUMNS; i += blockDim.x) {
                 const int column = i % COLUMNS;
                 const bool inside = column < valid;
-                copy4(to + 4 * i, (i < COLUMNS ? lse : delta) + from + (inside ? column : 0), inside);
+                copy4(to + 4 * i, (i < COLUMNS ? lse : delta) + (inside ? from + column : 0), inside);
             }
-        } else {
-            copy_rows(to + STAGE, values + from * pitch, pitch, COLUMNS, valid, threadIdx.x, blockDim.x);
         }
     };
     fetch(0);
@@ -546,7 +568,7 @@ INLINE void backward_rows(const Element* __restrict__ qkv, const Element* __rest
     }
     if (mine <= 0) return;
 
-    Element* to = dqkv + at.packed + first * pitch;
+    Element* to = dqkv + at.packed + static_cast<long long>(first) * pitch;
     store_strip(sum1, scale, scale, room, to + (KEYS ? at.width : 0), pitch, mine, lane);
     if (KEYS) store_strip(sum2, 1.f, 1.f, room + 16 * ROW, to + 2 * at.width, pitch, mine, lane);
 }
@@ -637,7 +659,7 @@ extern "C" __global__ void __launch_bounds__(128, 3)
     const int y = threadIdx.x / 8, x = threadIdx.x % 8, first = blockIdx.x * TILE;
     const Corner at = corner(tokens, heads);
     const float* from = qkv + at.packed;
-    const long long pitch = 3 * at.width;
+    const long long plain = at.width, pitch = 3 * plain;
     const float scale = score_scale();
 
     copy_rows(queries, from + first * pitch, pitch, tokens - first);
@@ -684,7 +706,7 @@ extern "C" __global__ void __launch_bounds__(128, 3)
         if (query >= tokens) continue;
         if (lse != nullptr && x == 0) lse[at.row + query] = most[r] + logf(total[r]);
         const float inverse = 1.f / total[r];
-        float* to = out + at.plain + query * at.width;
+        float* to = out + at.plain + query * plain;
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) to[x + 8 * i] = sum[r][i] * inverse;
     }
@@ -704,7 +726,7 @@ INLINE void backward_rows(const float* __restrict__ qkv, const float* __restrict
     float* deltas = logs + TILE;
     const int y = threadIdx.x / 8, x = threadIdx.x % 8, first = block * TILE;
     const Corner at = corner(tokens, heads);
-    const long long pitch = 3 * at.width, plain = at.width;
+    const long long plain = at.width, pitch = 3 * plain;
     const float* queries = qkv + at.packed;
     const float* keys = queries + at.width;
     const float* values = keys + at.width;
@@ -802,11 +824,10 @@ extern "C" __global__ void __launch_bounds__(256)
     attention_backward_delta(const Element* __restrict__ out, const Element* __restrict__ dout, float* __restrict__ delta, int batch, int tokens,
                              int heads) {
     float* parts = reinterpret_cast<float*>(arena);
-    constexpr int GROUPS = 256 / UNITS;  // heads of tokens in a block
-    const long long first = static_cast<long long>(blockIdx.x) * GROUPS, count = static_cast<long long>(batch) * tokens * heads;
-    const int thread = threadIdx.x;
+    constexpr unsigned GROUPS = 256 / UNITS;  // heads of tokens in a block
+    const unsigned thread = threadIdx.x, first = blockIdx.x * GROUPS, count = batch * tokens * heads;
     if (thread < GROUPS * UNITS && first + thread / UNITS < count) {
-        const long long at = first * HEAD + thread * 8;
+        const long long at = static_cast<long long>(first) * HEAD + thread * 8;
         parts[thread] = dot8(out + at, dout + at);
     }
     __syncthreads();
@@ -814,7 +835,7 @@ extern "C" __global__ void __launch_bounds__(256)
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) sum += parts[thread * UNITS + i];
-        const long long group = first + thread, token = group / heads;
-        delta[(token / tokens * heads + group % heads) * tokens + token % tokens] = sum;
+        const unsigned group = first + thread, token = group / heads, sample = token / tokens;
+        delta[(sample * heads + group % heads) * tokens + token % tokens] = sum;
     }
 }
