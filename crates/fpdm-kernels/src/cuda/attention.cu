@@ -5,9 +5,9 @@
 //   -DBF16 | -DF16 | -DF32
 //
 // qkv (B, T, 3 D) holds queries, keys and values one after the other, each as (heads, HEAD); out and dout (B, T, D); dqkv as qkv;
-// lse (B, heads, T) the natural logarithm of the sum of the exponentials of the scaled scores; delta (B, heads, T) the sums of
-// out * dout over a head; D = heads * HEAD. All pointers are aligned to 16 bytes (lse and delta to 4), all tensors contiguous.
-// Every element of the outputs is written. B and heads up to 65535, B * T * heads below 2^31.
+// lse (B, heads, T) the natural logarithm of the sum of the exponentials of the scaled scores, which attention_forward leaves out where
+// the pointer is null; delta (B, heads, T) the sums of out * dout over a head; D = heads * HEAD. All tensors are contiguous, their
+// pointers aligned to 16 bytes (lse and delta to 4). Every element of the outputs is written. B and heads up to 65535, B * T * heads below 2^31.
 //
 // Launches. `warps` may be any number from 1 to the given one; every choice gives the same bits.
 //
@@ -21,9 +21,10 @@
 //   all:
 //     attention_backward_delta  8 (256 threads)                         ceil(B * T * heads / (256 / (HEAD / 8)))   1024
 //
-// Sizes above 48 KiB need cudaFuncAttributeMaxDynamicSharedMemorySize. Good `warps` for a long T: the number that spreads
+// Sizes above 48 KiB need cudaFuncAttributeMaxDynamicSharedMemorySize; quotients in the table without ceil are rounded down. Good `warps` for a long T: the number that spreads
 // ceil(T / 16) strips evenly over the fewest blocks (n = ceil(strips / most), warps = ceil(strips / n)); for few heads, fewer warps.
 // Backward runs delta first, then attention_backward: the first half of the blocks of a head makes dk and dv, the second half dq.
+// No atomics: the same inputs give the same bits.
 
 #if !defined(HEAD) || HEAD < 32 || HEAD > 128 || HEAD % 8 != 0
 #error "HEAD must be 32 to 128 in steps of 8"
@@ -304,7 +305,8 @@ INLINE void store_strip(const float (*sum)[4], float upper, float lower, unsigne
     __syncwarp();
     const Share share(lane, 32);
     for (int r = share.row; r < valid; r += share.step)
-        *reinterpret_cast<uint4*>(to + static_cast<long long>(r) * pitch + share.unit * 8) = *reinterpret_cast<const uint4*>(room + r * ROW + share.unit * 16);
+        *reinterpret_cast<uint4*>(to + static_cast<long long>(r) * pitch + share.unit * 8) =
+            *reinterpret_cast<const uint4*>(room + r * ROW + share.unit * 16);
 }
 
 // What a warp knows of its 16 queries after some keys.
