@@ -304,6 +304,7 @@ INLINE void store_strip(const float (*sum)[4], float upper, float lower, unsigne
     }
     __syncwarp();
     const Share share(lane, 32);
+#pragma unroll 1
     for (int r = share.row; r < valid; r += share.step)
         *reinterpret_cast<uint4*>(to + static_cast<long long>(r) * pitch + share.unit * 8) =
             *reinterpret_cast<const uint4*>(room + r * ROW + share.unit * 16);
