@@ -6,7 +6,6 @@
 //! cargo bench --features cuda --bench gpu -- --batches 1,8,64 --hidden 1152 --heads 16 --tokens 256
 //! ```
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -158,7 +157,7 @@ fn training(options: &Options, name: &str, memory: Memory, device: &Device) -> R
     let source = Same(Batch { moments, y: Tensor::zeros(batch, DType::U32, &Device::Cpu)?, positions });
     let estimator = MultiStepJfb { without_grad: 6, with_grad: 6, memory, ..Default::default() };
     let settings = Settings { batch_size: batch, ema: vec![], max_grad_norm: None, ..Default::default() };
-    let objective = Objective { schedule: Arc::new(fpdm_core::Vp::default()), ..Objective::published()? };
+    let objective = Objective::published()?;
     let mut trainer = Trainer::new(
         model,
         config.labels,
@@ -168,12 +167,12 @@ fn training(options: &Options, name: &str, memory: Memory, device: &Device) -> R
         settings,
         serde_json::json!({}),
     )?;
-    trainer.step(&source)?;
+    let pairs = trainer.recipe().pairs(&source, 0)?.to_device(device)?;
+    trainer.advance(&mut |_| Ok(pairs.clone()))?;
+    device.synchronize()?;
     cuda::reset_peak(device)?;
-    let ms = clock(device, (options.repeats / 4).max(2), || {
-        trainer.step(&source)?;
-        Ok(())
-    })?;
+    let ms = clock(device, (options.repeats / 4).max(2), || Ok(trainer.advance(&mut |_| Ok(pairs.clone()))?))?;
+    trainer.report()?;
     let gib = cuda::peak_bytes(device).map(|b| b as f64 / f64::from(1 << 30));
     report(name, batch, ms, serde_json::json!({ "peak_gib": gib, "images_per_s": batch as f64 / ms * 1e3 }));
     Ok(())

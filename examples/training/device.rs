@@ -14,6 +14,9 @@ pub(crate) fn device(text: &str) -> Result<Device> {
     };
     let opened = match wanted {
         "cpu" => return Ok(Device::Cpu),
+        #[cfg(feature = "cuda")]
+        "cuda" => fpdm_kernels::cuda::cuda(0, Default::default()),
+        #[cfg(not(feature = "cuda"))]
         "cuda" => Device::new_cuda(0),
         "metal" => Device::new_metal(0),
         other => bail!("--device: `{other}` is none of auto, cpu, cuda, metal"),

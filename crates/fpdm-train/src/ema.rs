@@ -34,7 +34,8 @@ impl Ema {
                 format!("decay {decay} is outside [0, 1); the published value is 0.9999"),
             ));
         }
-        Ok(Self { decay, average: weights.detach() })
+        // A copy: where steps overwrite the weights, the average must not be the same memory.
+        Ok(Self { decay, average: weights.detach().copy()? })
     }
 
     /// Takes in the weights after a step.

@@ -68,6 +68,7 @@ mod checkpoint;
 mod data;
 mod ema;
 mod estimator;
+mod fused;
 mod learning_rate;
 mod memory;
 mod objective;

@@ -3,8 +3,12 @@
 use candle_core::Device;
 
 /// The most memory that a run on `device` has taken so far, in bytes, where it is known: on the CPU
-/// [`peak_resident_bytes`], on an accelerator nothing yet.
+/// [`peak_resident_bytes`], on a CUDA device what tensors have taken of its memory pool.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return fpdm_kernels::cuda::peak_bytes(device);
+    }
     if device.is_cpu() { peak_resident_bytes() } else { None }
 }
 

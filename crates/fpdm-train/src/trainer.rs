@@ -10,6 +10,7 @@ use fpdm_core::{Budget, Error, ImplicitModel, Picard, Problem, Result, diffuse, 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::fused;
 use crate::report::{Clock, Unread};
 use crate::{
     AdamW, AdamWConfig, Consistency, DataSource, Draw, Ema, Estimate, GradientEstimator, Gradients, JacobianPenalty,
@@ -156,7 +157,8 @@ impl<M: ImplicitModel> Trainer<M> {
         json!({ "training": self.settings, "run": self.description })
     }
 
-    /// Everything that the next step depends on. Tensors are shared, not copied, and later steps leave them alone.
+    /// Everything that the next step depends on. Later steps leave it alone: tensors are shared, and copied where steps
+    /// work in place, on a GPU.
     ///
     /// # Errors
     /// [`Error::NonFinite`] for weights that are no numbers: they are no state to go on from.
@@ -165,7 +167,7 @@ impl<M: ImplicitModel> Trainer<M> {
         if zero != 0. {
             return Err(Error::NonFinite { at: format!("step {}: the weights", self.adam.steps), iter: 0 });
         }
-        let named = |flat: &Tensor| self.parameters.named(flat);
+        let named = |flat: &Tensor| self.parameters.named(&self.own(flat)?);
         Ok(State {
             step: self.adam.steps,
             seconds: self.seconds(),
@@ -208,7 +210,12 @@ impl<M: ImplicitModel> Trainer<M> {
             let why = format!("there is no average number {index} among {}; set a decay", self.ema.len());
             Error::config("ema", why)
         })?;
-        self.parameters.named(&ema.average)
+        self.parameters.named(&self.own(&ema.average)?)
+    }
+
+    /// A flat buffer that later steps do not write to.
+    fn own(&self, flat: &Tensor) -> Result<Tensor> {
+        Ok(if flat.device().is_cuda() { flat.copy()? } else { flat.clone() })
     }
 
     /// An endless iterator of steps. After an error, which leaves weights and state as they were, it tries again.
@@ -291,12 +298,13 @@ impl<M: ImplicitModel> Trainer<M> {
 
     fn update(&mut self, gradient: &Tensor) -> Result<()> {
         let lr = self.settings.lr.at(self.adam.steps);
-        self.adam.step(gradient, lr)?;
-        self.parameters.scatter(&self.adam.master)?;
-        for ema in &mut self.ema {
-            ema.update(&self.adam.master)?;
+        if !fused::step(&mut self.adam, &mut self.ema, gradient, lr)? {
+            self.adam.step(gradient, lr)?;
+            for ema in &mut self.ema {
+                ema.update(&self.adam.master)?;
+            }
         }
-        Ok(())
+        self.parameters.scatter(&self.adam.master)
     }
 
     /// Reads what steps up to number `step` have left.
@@ -316,9 +324,14 @@ impl<M: ImplicitModel> Trainer<M> {
         let estimate = self.estimator.estimate(&problem, &mut rng)?;
 
         let weights = self.settings.supervision.weights(estimate.iterates.len())?;
-        let points = estimate.iterates.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
+        // Only what a loss looks at becomes a variable: each is a copy.
+        let last = estimate.iterates.len().saturating_sub(1);
+        let seen = |i: usize| weights[i] != 0. || (i == last && self.settings.consistency.is_some());
+        let point = |(i, z)| if seen(i) { Var::from_tensor(z).map(Some) } else { Ok(None) };
+        let points = estimate.iterates.iter().enumerate().map(point).collect::<candle_core::Result<Vec<_>>>()?;
         let (mut error, mut bound) = (zero(draw)?, zero(draw)?);
-        for (point, weight) in points.iter().zip(weights).filter(|(_, weight)| *weight != 0.) {
+        for (point, &weight) in points.iter().zip(&weights) {
+            let Some(point) = point.as_ref().filter(|_| weight != 0.) else { continue };
             let losses = self.objective.losses(draw, &problem.readout(point)?)?;
             error = (error + (losses.error.mean_all()? * weight)?)?;
             if let Some(terms) = losses.bound {
@@ -326,13 +339,17 @@ impl<M: ImplicitModel> Trainer<M> {
             }
         }
         let mut consistency = zero(draw)?;
-        if let (Some(penalty), Some(point)) = (&self.settings.consistency, points.last()) {
+        if let (Some(penalty), Some(Some(point))) = (&self.settings.consistency, points.last()) {
             let neighbour = self.neighbour(penalty, draw, estimate.n + estimate.m)?;
             consistency = penalty.loss(&point.to_dtype(DType::F32)?, &neighbour)?;
         }
         let mut grads = ((&error + &bound)? + &consistency)?.backward()?;
-        let cotangents: Vec<_> = points.iter().map(|point| grads.remove(point).map(|g| g.detach())).collect();
+        let cotangent = |point: &Option<Var>| point.as_ref().and_then(|p| grads.remove(p)).map(|g| g.detach());
+        let cotangents: Vec<_> = points.iter().map(cotangent).collect();
         gradients.add(grads, scale)?;
+        // Whatever still refers to the layers after the solve keeps their activations: let it go before the way back.
+        drop(points);
+        let (error, bound, consistency) = (error.detach(), bound.detach(), consistency.detach());
         estimate.pullback(&cotangents, &mut |grads| gradients.add(grads, scale))?;
 
         let jacobian = match &self.settings.jacobian {

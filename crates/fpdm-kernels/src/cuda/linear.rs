@@ -238,16 +238,10 @@ pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, sums: bool) -> Result<(Ten
         epilogue: Epilogue::Nothing,
     };
     let shape = (rows.width, x.width);
-    if sums && dtype != DType::F32 {
-        let bias = Out::new(&device, dtype, rows.width)?;
-        let product = Product { epilogue: Epilogue::RowSums(bias.ptr), ..bare };
-        if gpu.lt.multiply(&gpu.stream, &product)? {
-            return Ok((out.fresh(shape).untracked(g)?, Some(bias.fresh(rows.width).untracked(g)?)));
-        }
-    }
     if !gpu.lt.multiply(&gpu.stream, &bare)? {
         candle_core::bail!("linear, gradient of w: cuBLASLt has no algorithm for {bare:?}")
     }
+    // The library can sum in the same pass, but in the narrow type.
     let bias = if sums { Some(sums::rows(g)?) } else { None };
     Ok((out.fresh(shape).untracked(g)?, bias))
 }

@@ -27,7 +27,7 @@ pub(super) struct Factor {
     pub(super) transposed: bool,
 }
 
-/// What happens to a product before it is written. Addresses are of the factors' type, but for [`Epilogue::ColumnSums`].
+/// What happens to a product before it is written. Addresses are of the factors' type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Epilogue {
     Nothing,
@@ -37,8 +37,6 @@ pub(super) enum Epilogue {
     Gelu { bias: Option<u64>, argument: Option<u64> },
     /// Times the slope of GELU at the argument that was stored.
     GeluSlope { argument: u64 },
-    /// The sums over the inner dimension of the left factor (as it is multiplied), for each row of the result.
-    RowSums(u64),
 }
 
 /// `out = epilogue(left · right + beta · add)`, all row-major: left (m, k), right (k, n), out (m, n) with rows `stride`
@@ -104,13 +102,12 @@ impl Epilogue {
             Self::Gelu { bias: None, argument: Some(_) } => Ep::CUBLASLT_EPILOGUE_GELU_AUX,
             Self::Gelu { bias: Some(_), argument: Some(_) } => Ep::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
             Self::GeluSlope { .. } => Ep::CUBLASLT_EPILOGUE_DGELU,
-            Self::RowSums(_) => Ep::CUBLASLT_EPILOGUE_BGRADB,
         }
     }
 
     fn bias(&self) -> Option<u64> {
         match *self {
-            Self::Bias(p) | Self::RowSums(p) => Some(p),
+            Self::Bias(p) => Some(p),
             Self::Gelu { bias, .. } => bias,
             _ => None,
         }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use fpdm_core::{Error, FixedPointMap, Iterate, Problem, Result};
+use fpdm_core::{Error, FixedPointMap, Iterate, Problem, Result, Reversible};
 use serde::{Deserialize, Serialize};
 
 use super::{Estimate, check_float, vjp};
@@ -9,8 +9,8 @@ use super::{Estimate, check_float, vjp};
 /// What is kept of the iterations with gradient until the backward pass.
 ///
 /// The gradients are the same. With `m` iterations, storing keeps `m` graphs; recomputing keeps `m / segment` points
-/// and one segment's graph, and pays one more application each plus, for every segment, one more walk back through the
-/// layers before the implicit part.
+/// and one segment's graph, and pays one more application each; where the map has no way back of its own
+/// ([`Problem::reversible`]), also one more walk back through the layers before the implicit part for every segment.
 ///
 /// # Reference
 /// Chen, Xu, Zhang and Guestrin 2016, arXiv 1604.06174, section 4.
@@ -74,6 +74,9 @@ pub(super) fn trajectory(
 ) -> Result<Estimate> {
     check_float(start)?;
     let start = start.detach();
+    if let (0., Some(map)) = (damp, &problem.reversible) {
+        return reversed(map.clone(), &start, (n, m), memory);
+    }
     let tracked = Step { map: problem.map.clone(), damp };
     match memory {
         Memory::Store => {
@@ -116,4 +119,63 @@ pub(super) fn trajectory(
             })
         }
     }
+}
+
+/// `m` steps of a map that carries gradients back itself.
+fn reversed(
+    map: Arc<dyn Reversible>,
+    start: &Tensor,
+    (n, m): (usize, usize),
+    memory: Memory,
+) -> Result<Estimate> {
+    let segment = match memory {
+        Memory::Store => m,
+        Memory::Recompute(0) => {
+            return Err(Error::config("memory", "a segment of 0 iterations recomputes nothing; use 1"));
+        }
+        Memory::Recompute(segment) => segment,
+    };
+    let (mut z, mut points, mut kept) = (start.clone(), Vec::with_capacity(m), Vec::new());
+    let mut last = None;
+    for _ in 0..m {
+        let (fz, step) = map.record(&z)?;
+        if memory == Memory::Store {
+            kept.push(step);
+        }
+        points.push(fz.clone());
+        last = Some(Iterate { z, fz: fz.clone(), next: fz.clone() });
+        z = fz;
+    }
+    let last = last.ok_or_else(|| Error::config("with_grad", "0 iterations have no gradient; use 1 or more"))?;
+    let starts: Vec<Tensor> = std::iter::once(start).chain(&points).step_by(segment).cloned().collect();
+    Estimate::new(n, points, last, m, move |cotangents, sink| {
+        let mut way = map.begin()?;
+        let mut carried: Option<Tensor> = None;
+        for (i, cotangents) in cotangents.chunks(segment).enumerate().rev() {
+            if carried.is_none() && cotangents.iter().all(Option::is_none) {
+                continue;
+            }
+            let again = match memory {
+                Memory::Store => Vec::new(),
+                Memory::Recompute(_) => {
+                    let (mut z, mut steps) = (starts[i].clone(), Vec::with_capacity(cotangents.len()));
+                    for _ in cotangents {
+                        let (fz, step) = map.record(&z)?;
+                        steps.push(step);
+                        z = fz;
+                    }
+                    steps
+                }
+            };
+            let steps = if memory == Memory::Store { &kept } else { &again };
+            for (step, cotangent) in steps.iter().zip(cotangents).rev() {
+                carried = match (carried.take(), cotangent) {
+                    (Some(a), Some(b)) => Some((a + b)?),
+                    (a, b) => a.or_else(|| b.clone()),
+                };
+                carried = carried.map(|g| way.pull(step, &g)).transpose()?;
+            }
+        }
+        way.finish(sink)
+    })
 }
