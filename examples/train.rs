@@ -1,4 +1,4 @@
-//! Trains a fixed point diffusion model on encoded images.
+//! Trains a fixed point diffusion model on encoded images, images that are encoded on the fly, or published features.
 //!
 //! ```sh
 //! cargo run --release --example encode_dataset -- images.tar --codec madebyollin/taesd --out latents
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     options.check()?;
     let device = device::device(&options.device)?;
-    let data = Data::open(&options.data, options.seed, !options.from_disk, options.normalise)?;
+    let data = Data::open(&options.data, options.seed, &device)?;
     let config = options.network.config(&data.shape, data.classes, options.loss.learns_variance())?;
     let dtype = options.network.dtype()?;
     let weights = init(&config, options.seed, dtype, &device)?;
@@ -109,6 +109,7 @@ fn main() -> Result<()> {
     bar.finish();
     let path = save(&trainer).with_context(last_good)?;
     curves::draw(&options.out.join("curves.svg"), &reports)?;
+    data.report_skipped();
     println!("step {} after {:.1} s: {}", trainer.steps_done(), trainer.seconds(), path.display());
     if let Some(folder) = &options.export {
         export::write(folder, &options, &config, &trainer, data.normalisation.as_ref())?;

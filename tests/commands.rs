@@ -82,6 +82,72 @@ fn from_images_to_samples() -> Result<()> {
 }
 
 #[test]
+fn training_takes_every_estimator_source_and_network() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| -> PathBuf { folder.path().join(name) };
+    let images = at("images");
+    pictures(&images)?;
+    let run_to = |out: &str, sources: &[&str], more: &[&str]| -> Result<String> {
+        let out = at(out);
+        let common = ["--out", text(&out), "--size", "tiny", "--batch-size", "2", "--steps", "1", "--device", "cpu"];
+        let output = run("train", &[sources, &common, more].concat())?;
+        assert!(out.join("checkpoints/step-0000000001/state.json").is_file());
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let pixels = [text(&images), "--codec", "pixels", "--side", "8"];
+    for (i, estimator) in ["jfb", "multistep", "phantom", "implicit", "unrolled"].into_iter().enumerate() {
+        run_to(estimator, &pixels, &["--estimator", estimator, "--solver", ["picard", "anderson", "broyden"][i % 3]])?;
+    }
+    let options = ["--supervise", "0.8", "--jacobian", "1", "--consistency", "0.1", "--recompute", "2"];
+    run_to("options", &pixels, &options)?;
+
+    // A broken file beside eight whole ones; the settings of a flow without labels; a DiT on the same data.
+    std::fs::write(images.join("x.png"), b"no picture")?;
+    let refused =
+        fails("train", &[&pixels[..], &["--out", text(&at("no")), "--batch-size", "9", "--size", "tiny"]].concat())?;
+    assert!(refused.contains("x.png"), "{refused}");
+    let face = [
+        &["--skip", "0.2", "--condition-pre-post", "--prediction", "flow", "--times", "logit-normal"][..],
+        &["--normalise", "std", "--betas", "0.9,0.99", "--ema", "0.9,0.99", "--max-grad-norm", "2", "--pre", "2"],
+        &["--group", "2", "--post", "0", "--batch-size", "9", "--data-threads", "2", "--log-every", "10"],
+    ]
+    .concat();
+    let model = at("model");
+    let face = [&face[..], &["--export", text(&model)]].concat();
+    let train = |more: &[&str]| run("train", &[&pixels[..], more].concat());
+    let out = at("face");
+    let output = train(&[&face[..], &["--out", text(&out), "--size", "tiny", "--steps", "3"]].concat())?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("left out: x.png") && told.contains("latents are (x − [0.0]) / ["), "{told}");
+    let log = std::fs::read_to_string(out.join("log.jsonl"))?;
+    assert!(log.lines().count() == 1 && log.contains("\"steps\":3"), "{log}");
+    let config = std::fs::read_to_string(model.join("config.json"))?;
+    assert!(config.contains("\"labels\": \"none\"") && config.contains("\"learn_sigma\": false"), "{config}");
+    let dit = ["--architecture", "dit", "--depth", "2", "--no-learned-variance", "--seconds", "0.001", "--steps", "50"];
+    let out = at("dit");
+    let export = ["--out", text(&out), "--size", "tiny", "--skip", "0.2", "--export", text(&model)];
+    let output = train(&[&dit[..], &export].concat())?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("step 1 after"), "the time is up after one step: {said}");
+    assert!(std::fs::read_to_string(model.join("README.md"))?.contains("A diffusion transformer"));
+
+    let (features, labels) = (at("features"), at("labels"));
+    for folder in [&features, &labels] {
+        std::fs::create_dir(folder)?;
+    }
+    for i in 0..3u32 {
+        let name = format!("{i}.npy");
+        Tensor::full(i as f32, (1, 4, 8, 8), &Device::Cpu)?.write_npy(features.join(&name))?;
+        Tensor::new(&[i64::from(i)], &Device::Cpu)?.write_npy(labels.join(&name))?;
+    }
+    run_to("npy", &[text(&features), "--labels", text(&labels), "--classes", "3"], &[])?;
+    let error =
+        fails("train", &[text(&features), "--labels", text(&labels), "--classes", "2", "--out", text(&at("bad"))])?;
+    assert!(error.contains("class 2"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_main_command_without_weights_says_how_to_name_some() -> Result<()> {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/assets/model.safetensors");
     if !assets.exists() {

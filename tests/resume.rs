@@ -346,3 +346,51 @@ fn a_kill_at_any_moment_leaves_a_loadable_checkpoint() -> Result<()> {
 fn number(path: &Path) -> u64 {
     path.file_name().unwrap().to_str().unwrap()["step-".len()..].parse().unwrap()
 }
+
+const SHORT: &str = "FPDM_TEST_DISK_IS_FULL_FOR";
+
+/// A child that may write files of so many blocks only, as on a disk that fills up.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_and_loses_nothing() -> Result<()> {
+    if let Some(folder) = std::env::var_os(SHORT) {
+        let (run, _) = trainer(settings(), DType::F32)?;
+        let state = State { step: 2, ..run.state()? };
+        let saved = state.save(Path::new(&folder), 1);
+        // Told by the exit status: the harness's own output is cut short too.
+        std::process::exit(match saved {
+            Ok(_) => 10,
+            Err(Error::Io { .. }) => 20,
+            Err(_) => 30,
+        });
+    }
+    let mut ends = Vec::new();
+    for blocks in [1, 100, 200, 400, 1 << 20] {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, _) = trainer(settings(), DType::F32)?;
+        let before = State { step: 1, ..run.state()? };
+        before.save(folder.path(), 1)?;
+        // An ignored signal stays ignored: writing beyond the limit is then an error and no death.
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact \"$1\"");
+        let status = Command::new("sh")
+            .args(["-c", &script])
+            .arg(std::env::current_exe().unwrap())
+            .arg("a_full_disk_is_an_error_and_loses_nothing")
+            .env(SHORT, folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let want = if status.code() == Some(10) { "step-0000000002" } else { "step-0000000001" };
+        assert_eq!(left, [want], "{blocks} blocks: {status}");
+        let loaded = State::load(folder.path().join(want))?;
+        assert!(bits(&loaded) == bits(&before));
+        ends.push(status.code());
+    }
+    // The smallest limit stops the first file, the largest none.
+    assert_eq!((ends.first(), ends.last()), (Some(&Some(20)), Some(&Some(10))), "{ends:?}");
+    assert!(ends.iter().all(|end| [Some(10), Some(20)].contains(end)), "{ends:?}");
+    println!("{ends:?}");
+    Ok(())
+}

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::dit::Labels;
 use fpdm_core::rng::{Stream, normal, stream};
-use fpdm_core::{Moments, Result};
+use fpdm_core::{LatentCodec, Moments, Result};
 use fpdm_train::{
-    DataSource, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards, Normalisation, Normalised,
+    DataSource, Encoded, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards, Normalisation, Normalised,
     NpyFolders, Order, Part, Pixels, TarShards,
 };
 use proptest::prelude::*;
@@ -206,6 +206,66 @@ fn images_become_batches_that_depend_on_their_number_alone() -> Result<()> {
 }
 
 #[test]
+fn a_share_of_images_may_be_broken() -> Result<()> {
+    let root = tempfile::tempdir().unwrap();
+    for i in 0..10u8 {
+        put(&root.path().join(format!("{i}.png")), if i % 4 == 1 { b"broken" } else { std::slice::from_ref(&i) });
+    }
+    let open = |share: f64| -> Result<_> {
+        Pixels::new(ImageFolder::open(root.path())?, half_image, 3, &CPU)?.skipping(share)
+    };
+    let means = |batch: fpdm_train::Batch| values(&batch.moments.mean);
+    // Images 1, 5 and 9 are broken: three of ten.
+    let data = open(0.3)?;
+    let first: Vec<_> = (0..4).map(|i| Ok(means(data.batch(i, 5)?))).collect::<Result<_>>()?;
+    assert!(first.iter().flatten().all(|v| [0., 2., 3., 4., 6., 7., 8.].contains(v)), "{first:?}");
+    let skipped = data.skipped();
+    assert_eq!(skipped.keys().collect::<Vec<_>>(), ["1.png", "5.png", "9.png"]);
+    assert!(skipped["5.png"].contains("not one byte"));
+    // A batch does not depend on what has come up before.
+    assert_eq!(means(open(0.3)?.batch(3, 5)?), first[3]);
+    let data = open(0.2)?;
+    let error = (0..2).find_map(|i| data.batch(i, 5).err()).unwrap().to_string();
+    assert!(["1.png", "5.png", "9.png"].iter().any(|name| error.contains(name)), "{error}");
+    assert!(error.contains("2 others are broken"), "{error}");
+    // A file that has gone is a broken one.
+    let data = open(0.4)?;
+    fs::remove_file(root.path().join("3.png")).unwrap();
+    for batch in 0..2 {
+        data.batch(batch, 5)?;
+    }
+    assert!(data.skipped().contains_key("3.png"));
+    assert!(open(1.5).is_err());
+    Ok(())
+}
+
+#[test]
+fn images_are_encoded_on_the_way() -> Result<()> {
+    /// Latents are half the pixels, with a deviation.
+    struct Half;
+    impl LatentCodec for Half {
+        fn encode(&self, pixels: &Tensor) -> Result<Moments> {
+            Ok(Moments { mean: (pixels * 0.5)?, std: (pixels.ones_like()? * 0.25)? })
+        }
+        fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+            Ok((latents * 2.)?)
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    for i in 0..3u8 {
+        put(&root.path().join(format!("{i}.png")), &[i + 1]);
+    }
+    let images = Pixels::new(ImageFolder::open(root.path())?, half_image, 3, &CPU)?;
+    let plain = images.batch(1, 4)?;
+    let codec: Box<dyn LatentCodec> = Box::new(Half);
+    let encoded = Encoded::new(images, codec).batch(1, 4)?;
+    assert_eq!(values(&encoded.moments.mean), values(&(plain.moments.mean * 0.5)?));
+    assert!(values(&encoded.moments.std).iter().all(|s| *s == 0.25));
+    assert_eq!(encoded.positions, plain.positions);
+    Ok(())
+}
+
+#[test]
 fn features_and_labels_are_matched_by_name() -> Result<()> {
     let (features, labels) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     // 10 sorts before 9: by order alone, the labels would be mixed up.
@@ -214,7 +274,7 @@ fn features_and_labels_are_matched_by_name() -> Result<()> {
         Tensor::new(&[i], &CPU)?.write_npy(labels.path().join(format!("{i}.npy")))?;
     }
     let data = NpyFolders::open(features.path(), labels.path(), 0, &CPU)?;
-    assert_eq!(data.len(), 3);
+    assert_eq!((data.len(), data.shape()?), (3, vec![4, 2, 2]));
     let batch = data.batch(0, 3)?;
     let means: Vec<f32> = batch.moments.mean.flatten_from(1)?.mean(1)?.to_vec1()?;
     let classes: Vec<f32> = batch.y.to_vec1::<u32>()?.iter().map(|c| *c as f32).collect();

@@ -1,12 +1,13 @@
 //! Gradient estimators against closed forms, against each other, and against finite differences.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use fpdm_core::dit::{Config, Fpdit, Labels, Size, init, perturb_gates};
 use fpdm_core::rng::{Stream, normal, stream};
-use fpdm_core::{Anderson, Broyden, ImplicitModel, Picard, Problem, Result, Solver};
+use fpdm_core::{Anderson, Broyden, FixedPointMap, ImplicitModel, Picard, Problem, Result, Solver};
 use fpdm_train::{Effort, GradientEstimator, Implicit, Jfb, Memory, MultiStepJfb, Phantom, StochasticJfb, Unrolled};
 
 const CPU: Device = Device::Cpu;
@@ -179,6 +180,40 @@ fn network_gradients(estimator: &dyn GradientEstimator, dtype: DType) -> Result<
 
 fn norm(t: &Tensor) -> Result<f64> {
     Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
+}
+
+#[test]
+fn iterations_without_gradient_build_no_graph() -> Result<()> {
+    let (_weights, model, [x, t, y]) = network(DType::F64)?;
+    let solvers: [Arc<dyn Solver>; 2] = [Arc::new(Picard::default()), Arc::new(Anderson::default())];
+    for solver in solvers {
+        let (n, m) = (5, 3);
+        let (effort, memory) = (Effort { solver: solver.clone(), budget: n, rel: 0. }, Memory::Store);
+        let estimators: [(&str, Box<dyn GradientEstimator>, usize, usize); 4] = [
+            ("jfb", Box::new(Jfb { without_grad: n, solver: solver.clone() }), n, 1),
+            ("steps", Box::new(MultiStepJfb { without_grad: n, with_grad: m, solver: solver.clone(), memory }), n, m),
+            ("phantom", Box::new(Phantom { without_grad: n, with_grad: m, damp: 0.5, solver, memory }), n, m),
+            ("implicit", Box::new(Implicit { forward: effort.clone(), adjoint: effort }), n, 1),
+        ];
+        for (name, estimator, without, with) in estimators {
+            let Problem { map, frozen, z0, .. } = model.prepare(&x, &t, &y)?;
+            // Applications whose image has a graph, and those whose image has none.
+            let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+            let watch = |map: Arc<dyn FixedPointMap>| -> Arc<dyn FixedPointMap> {
+                let counts = counts.clone();
+                Arc::new(move |z: &Tensor| -> Result<Tensor> {
+                    let image = map.apply(z)?;
+                    counts[usize::from(image.track_op())].fetch_add(1, Ordering::Relaxed);
+                    Ok(image)
+                })
+            };
+            let problem = Problem::new(watch(map), z0, |z| Ok(z.clone())).with_frozen(watch(frozen));
+            estimator.estimate(&problem, &mut stream(0, Stream::Solver, 0))?;
+            let [plain, tracked] = [0, 1].map(|i| counts[i].load(Ordering::Relaxed));
+            assert_eq!((plain, tracked), (without, with), "{name}");
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use fpdm_core::ImplicitModel;
 use fpdm_core::checkpoint::{write_safetensors, write_text};
-use fpdm_core::dit::Config;
+use fpdm_core::dit::{Architecture, Config, Labels};
 use fpdm_train::{Normalisation, Trainer};
 
 use super::options::Options;
@@ -33,24 +33,27 @@ fn card(
     normalisation: Option<&Normalisation>,
 ) -> String {
     let [height, width] = config.input_size;
+    let kind = match config.architecture {
+        Architecture::Fpdm => "fixed point diffusion model",
+        Architecture::Dit => "diffusion transformer",
+    };
+    let command = if matches!(config.labels, Labels::Classes(n) if n > 1) { "sample" } else { "sample_ffhq" };
     let normalised = match normalisation {
         Some(by) => format!(" The latents that it knows are (x − {:?}) / {:?} of the codec's.", by.mean, by.std),
         None => String::new(),
     };
     format!(
         "---\nlibrary_name: fpdm\npipeline_tag: unconditional-image-generation\n---\n\n\
-         # A fixed point diffusion model\n\n\
+         # A {kind}\n\n\
          {} parameters; latents of {} × {height} × {width}, to be decoded with `{}`. Trained for {} steps of {} images \
-         with stochastic Jacobian-free backpropagation (n ≤ {}, 1 ≤ m ≤ {}); the weights are the average with decay \
-         {}.{normalised}\n\n\
-         ```sh\ncargo run --release --example sample -- --weights FOLDER --prediction {} --schedule {}\n```\n",
+         with {}; the weights are the average with decay {}.{normalised}\n\n\
+         ```sh\ncargo run --release --example {command} -- --weights FOLDER --prediction {} --schedule {}\n```\n",
         config.parameter_count(),
         config.in_channels,
-        options.codec,
+        options.data.codec,
         trainer.steps_done(),
         options.batch_size * options.accumulate,
-        options.gradient.without_grad,
-        options.gradient.with_grad,
+        options.gradient.words(config.architecture),
         options.ema[0],
         options.loss.prediction,
         options.loss.schedule_name(),

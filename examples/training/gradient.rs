@@ -100,6 +100,20 @@ impl GradientOptions {
         })
     }
 
+    /// The same in words, for a model card.
+    pub(crate) fn words(&self, architecture: Architecture) -> String {
+        let Self { without_grad: n, with_grad: m, .. } = self;
+        match (architecture, self.estimator) {
+            (Architecture::Dit, _) => "backpropagation".into(),
+            (_, Estimator::Sjfb) => format!("stochastic Jacobian-free backpropagation (n ≤ {n}, 1 ≤ m ≤ {m})"),
+            (_, Estimator::Jfb) => format!("Jacobian-free backpropagation (n = {n}, m = 1)"),
+            (_, Estimator::Multistep) => format!("Jacobian-free backpropagation (n = {n}, m = {m})"),
+            (_, Estimator::Phantom) => format!("phantom gradients (n = {n}, k = {m}, damping {})", self.damp),
+            (_, Estimator::Implicit) => format!("the implicit gradient ({n} iterations, {m} of the adjoint)"),
+            (_, Estimator::Unrolled) => format!("{m} iterations unrolled"),
+        }
+    }
+
     /// What of it must be the same on resuming. What is stored and what computed again changes nothing but rounding.
     pub(crate) fn description(&self, architecture: Architecture) -> Value {
         if architecture == Architecture::Dit {

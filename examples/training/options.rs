@@ -8,16 +8,16 @@ use fpdm_core::dit::Config;
 use fpdm_train::{AdamWConfig, Decay, LearningRate, Objective, Settings};
 use serde_json::{Value, json};
 
-use super::data::{Data, Normalise};
+use super::data::{Data, DataOptions};
 use super::gradient::GradientOptions;
 use super::loss::LossOptions;
 use super::network::NetworkOptions;
 
-/// Trains a fixed point diffusion model, or the DiT that it is measured against, on encoded images.
+/// Trains a fixed point diffusion model, or the DiT that it is measured against.
 #[derive(Parser, Debug)]
 pub(crate) struct Options {
-    /// A folder that `encode_dataset` has written.
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub data: DataOptions,
     /// Where checkpoints, log, curves and samples go.
     #[arg(long)]
     pub out: PathBuf,
@@ -66,12 +66,6 @@ pub(crate) struct Options {
     /// Decays of averaged weights, one or several. Samples and --export take the first.
     #[arg(long, value_delimiter = ',', default_value = "0.9999")]
     pub ema: Vec<f64>,
-    /// none, std or channels: what latents are divided by, measured over the data.
-    #[arg(long, default_value = "none")]
-    pub normalise: Normalise,
-    /// Reads latents from the disk batch by batch instead of keeping them all in memory.
-    #[arg(long)]
-    pub from_disk: bool,
     /// Threads that prepare batches ahead; 0 prepares each when it is needed [default: 4 beside an accelerator, else 0]
     #[arg(long)]
     pub data_threads: Option<usize>,
@@ -90,9 +84,6 @@ pub(crate) struct Options {
     /// Steps from one grid of samples to the next; 0 is none.
     #[arg(long, default_value_t = 0)]
     pub sample_every: u64,
-    /// What samples are decoded with: what the data were encoded with.
-    #[arg(long, default_value = "madebyollin/taesd")]
-    pub codec: String,
     /// Writes the averaged weights here at the end, as the Hub has them.
     #[arg(long)]
     pub export: Option<PathBuf>,
@@ -158,6 +149,7 @@ impl Options {
             "objective": self.loss.description(objective),
             "gradient": self.gradient.description(network.architecture),
             "normalisation": data.normalisation,
+            "samples": data.samples,
         })
     }
 }

@@ -64,10 +64,20 @@ impl Moments {
 ///     }
 /// }
 /// ```
-pub trait LatentCodec {
+pub trait LatentCodec: Send + Sync {
     /// The distribution of the latents of `pixels`.
     fn encode(&self, pixels: &Tensor) -> Result<Moments>;
 
     /// The pixels of `latents`.
     fn decode(&self, latents: &Tensor) -> Result<Tensor>;
+}
+
+impl<C: LatentCodec + ?Sized> LatentCodec for Box<C> {
+    fn encode(&self, pixels: &Tensor) -> Result<Moments> {
+        (**self).encode(pixels)
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        (**self).decode(latents)
+    }
 }

@@ -12,7 +12,7 @@
 //! | which iterations make a graph, and how does a gradient pass the solve? | [`GradientEstimator`]: [`StochasticJfb`], [`Jfb`], [`MultiStepJfb`], [`Phantom`], [`Implicit`], [`Unrolled`] |
 //! | what is kept for the backward pass? | [`Memory`] |
 //! | what is the loss? | [`Objective`], [`Weighting`], [`Supervision`], [`JacobianPenalty`], [`Consistency`] |
-//! | where do samples come from? | [`DataSource`]: [`LatentShards`], [`NpyFolders`], [`Pixels`] |
+//! | where do samples come from? | [`DataSource`]: [`LatentShards`], [`NpyFolders`], [`Pixels`], [`Encoded`] |
 //! | where do images come from? | [`ImageSource`]: [`ImageFolder`], [`TarShards`] |
 //! | who reads while the device computes? | [`Ahead`], [`Prefetch`] |
 //! | how do weights move? | [`AdamW`], [`LearningRate`], [`Ema`] over the flat buffers of [`Parameters`] |
@@ -79,7 +79,7 @@ mod trainer;
 
 pub use checkpoint::{State, latest_checkpoint};
 pub use data::{
-    Ahead, Batch, DataSource, ImageDecoder, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards,
+    Ahead, Batch, DataSource, Encoded, ImageDecoder, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards,
     Normalisation, Normalised, NpyFolders, Order, Part, Pixels, Prefetch, ShardEntry, TarShards,
 };
 pub use ema::Ema;

@@ -70,23 +70,17 @@ impl Unread {
         Ok(Self { sums, steps, n: estimate.n, m: estimate.m, squares })
     }
 
-    /// Waits for the device and looks.
-    pub(crate) fn read(
-        self,
-        step: u64,
-        lr: f64,
-        images: usize,
-        clock: &mut Clock,
-        device: &Device,
-    ) -> Result<StepReport> {
+    /// Waits for the device and looks; `step` is the last one's number.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for a number that is none.
+    pub(crate) fn look(self, step: u64) -> Result<Seen> {
         let Self { sums, steps, n, m, squares } = self;
         let numbers = Tensor::cat(&[sums, squares], 0)?.to_vec1::<f32>()?; // one synchronisation for all
-        let seconds = clock.stop() / steps as f64;
         let (sums, squares) = numbers.split_at(5);
-        let mean = |i: usize| f64::from(sums[i]) / steps as f64;
-        let [error, bound, jacobian, consistency, grad_norm] = [0, 1, 2, 3, 4].map(mean);
-        let loss = error + bound + jacobian + consistency;
-        let iter = n + m;
+        let means = [0, 1, 2, 3, 4].map(|i| f64::from(sums[i]) / steps as f64);
+        let [error, bound, jacobian, consistency, grad_norm] = means;
+        let (loss, iter) = (error + bound + jacobian + consistency, n + m);
         if !(loss.is_finite() && grad_norm.is_finite()) {
             let which =
                 if steps == 1 { format!("step {step}") } else { format!("steps {} to {step}", step + 1 - steps) };
@@ -96,7 +90,27 @@ impl Unread {
         let squares: Vec<f64> = squares.iter().copied().map(f64::from).collect();
         let residual = Residual::worst(&Residual::of_squares(&squares))
             .ok_or_else(|| Error::NonFinite { at: format!("step {step}: the residual f(z) − z"), iter })?;
-        Ok(StepReport {
+        Ok(Seen { step, steps, loss, means, n, m, residual: residual.rel })
+    }
+}
+
+/// Numbers that have been looked at.
+pub(crate) struct Seen {
+    step: u64,
+    steps: u64,
+    loss: f64,
+    means: [f64; 5],
+    n: usize,
+    m: usize,
+    residual: f64,
+}
+
+impl Seen {
+    /// The report of steps of `images` samples that took `seconds` together.
+    pub(crate) fn report(self, lr: f64, images: usize, seconds: f64, device: &Device) -> StepReport {
+        let Self { step, steps, loss, means: [error, bound, jacobian, consistency, grad_norm], n, m, residual } = self;
+        let seconds = seconds / steps as f64;
+        StepReport {
             step,
             steps,
             loss,
@@ -108,11 +122,11 @@ impl Unread {
             lr,
             n,
             m,
-            residual: residual.rel,
+            residual,
             seconds,
             images_per_s: images as f64 / seconds,
             peak_bytes: peak_bytes(device),
-        })
+        }
     }
 }
 

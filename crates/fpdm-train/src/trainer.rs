@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::fused;
-use crate::report::{Clock, Unread};
+use crate::report::{Clock, Seen, Unread};
 use crate::{
     AdamW, AdamWConfig, Consistency, DataSource, Draw, Ema, Estimate, GradientEstimator, Gradients, JacobianPenalty,
     LearningRate, Objective, Pairs, Parameters, Recipe, State, StepReport, Supervision, clip_grad_norm,
@@ -240,10 +240,13 @@ impl<M: ImplicitModel> Trainer<M> {
     pub fn step(&mut self, source: &dyn DataSource) -> Result<StepReport> {
         self.clock.start();
         let recipe = self.recipe();
-        let gradient = self.gradient(&mut |index| recipe.pairs(source, index))?;
-        let report = self.read(self.adam.steps + 1)?;
-        self.update(&gradient)?;
-        Ok(report)
+        let done = self.gradient(&mut |index| recipe.pairs(source, index)).and_then(|gradient| {
+            let seen = self.look(self.adam.steps + 1)?;
+            self.update(&gradient)?;
+            Ok(seen)
+        });
+        let seconds = self.clock.stop();
+        Ok(self.told(done?, seconds))
     }
 
     /// [`Trainer::step`] without looking at the numbers and without waiting for the device. `pairs` gives what
@@ -269,7 +272,9 @@ impl<M: ImplicitModel> Trainer<M> {
     /// # Cost
     /// One synchronisation with the device.
     pub fn report(&mut self) -> Result<StepReport> {
-        self.read(self.adam.steps)
+        let seen = self.look(self.adam.steps);
+        let seconds = self.clock.stop();
+        Ok(self.told(seen?, seconds))
     }
 
     /// The gradient of the next step, clipped; its numbers stay unread.
@@ -308,11 +313,15 @@ impl<M: ImplicitModel> Trainer<M> {
     }
 
     /// Reads what steps up to number `step` have left.
-    fn read(&mut self, step: u64) -> Result<StepReport> {
+    fn look(&mut self, step: u64) -> Result<Seen> {
         let unread = self.unread.take().ok_or_else(|| Error::config("report", "no step since the last one"))?;
-        let lr = self.settings.lr.at(step.saturating_sub(1));
-        let images = self.settings.batch_size * self.settings.accumulate;
-        unread.read(step, lr, images, &mut self.clock, self.parameters.device())
+        unread.look(step)
+    }
+
+    fn told(&self, seen: Seen, seconds: f64) -> StepReport {
+        let Settings { lr, batch_size, accumulate, .. } = &self.settings;
+        let lr = lr.at(self.adam.steps.saturating_sub(1));
+        seen.report(lr, batch_size * accumulate, seconds, self.parameters.device())
     }
 
     /// Adds the gradients of one batch and returns the parts of its loss, `(4)`: error, bound, Jacobian, consistency.

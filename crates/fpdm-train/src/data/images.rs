@@ -1,8 +1,10 @@
 //! Sets of encoded images.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use fpdm_core::{Error, Moments, Result};
@@ -202,6 +204,10 @@ pub struct Pixels<S, D> {
     decoder: D,
     order: Order,
     device: Device,
+    /// Images that may be broken.
+    allowed: usize,
+    /// Those that are, as far as they have come up.
+    broken: Mutex<BTreeMap<usize, String>>,
 }
 
 impl<S: ImageSource, D: ImageDecoder> Pixels<S, D> {
@@ -211,7 +217,56 @@ impl<S: ImageSource, D: ImageDecoder> Pixels<S, D> {
     /// [`Error::Config`] for an empty source.
     pub fn new(source: S, decoder: D, seed: u64, device: &Device) -> Result<Self> {
         let order = Order::new(source.len(), seed)?;
-        Ok(Self { source, decoder, order, device: device.clone() })
+        Ok(Self { source, decoder, order, device: device.clone(), allowed: 0, broken: Mutex::default() })
+    }
+
+    /// Lets a share of the images be broken: missing, truncated, no images. The next whole one takes the place of each.
+    ///
+    /// Beyond the share, the batch that comes upon one image too many is an error with its name.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a share outside [0, 1].
+    pub fn skipping(mut self, share: f64) -> Result<Self> {
+        if !(0. ..=1.).contains(&share) {
+            return Err(Error::config("skip", format!("{share} is no share; use 0 to 1")));
+        }
+        self.allowed = (share * self.source.len() as f64) as usize;
+        Ok(self)
+    }
+
+    /// The broken images that have come up so far, by name, and what is wrong with them.
+    pub fn skipped(&self) -> BTreeMap<String, String> {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.iter().map(|(index, why)| (self.source.entry(*index).0, why.clone())).collect()
+    }
+
+    /// Image `sample`, or the first whole one after it, and its class.
+    fn image(&self, sample: usize) -> Result<(Tensor, u32)> {
+        let len = self.source.len();
+        for index in (sample..len).chain(0..sample) {
+            if self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&index) {
+                continue;
+            }
+            let (name, class) = self.source.entry(index);
+            match self.source.read(index).and_then(|bytes| self.decoder.decode(&bytes)) {
+                Ok(image) => return Ok((image, class)),
+                Err(error) => self.skip(index, &name, &error)?,
+            }
+        }
+        Err(Error::config("data", "not one image is whole"))
+    }
+
+    fn skip(&self, index: usize, name: &str, error: &Error) -> Result<()> {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken.len() < self.allowed || broken.contains_key(&index) {
+            broken.insert(index, error.to_string());
+            return Ok(());
+        }
+        let why = match self.allowed {
+            0 => format!("{name}: {error}; remove or repair it, or skip a share"),
+            most => format!("{name}: {error}; {most} others are broken, and no more may be"),
+        };
+        Err(Error::config("data", why))
     }
 }
 
@@ -220,10 +275,7 @@ impl<S: ImageSource, D: ImageDecoder> DataSource for Pixels<S, D> {
         let positions: Vec<u64> = (0..size as u64).map(|i| index * size as u64 + i).collect();
         let (mut images, mut classes) = (Vec::with_capacity(size), Vec::with_capacity(size));
         for &position in &positions {
-            let sample = self.order.at(position);
-            let (name, class) = self.source.entry(sample);
-            let named = |e: Error| Error::config("data", format!("{name}: {e}; remove or repair it"));
-            let image = self.decoder.decode(&self.source.read(sample)?).map_err(named)?;
+            let (image, class) = self.image(self.order.at(position))?;
             images.push(if self.order.coin(position) { image.flip(&[2])? } else { image });
             classes.push(class);
         }

@@ -161,8 +161,14 @@ impl LatentShards {
         let index = LatentIndex::read(folder)?.ok_or_else(|| {
             Error::config("data", format!("{} has no {INDEX}; encode a data set into it first", folder.display()))
         })?;
-        let shards =
+        let shards: Vec<Rows> =
             index.shards.iter().map(|entry| Rows::open(&folder.join(&entry.file), entry)).collect::<Result<_>>()?;
+        let of = |rows: &Rows| rows.part("mean").map(|part| part.shape[1..].to_vec());
+        for pair in shards.windows(2) {
+            if of(&pair[0])? != of(&pair[1])? {
+                return Err(damaged(&pair[1].path, "its latents have another shape than those of the shard before"));
+            }
+        }
         let starts = index.shards.iter().scan(0, |next, shard| {
             *next += shard.samples;
             Some(*next - shard.samples)
@@ -245,21 +251,27 @@ impl DataSource for LatentShards {
         let places: Vec<_> = positions.iter().map(place).collect();
         let shape = [&[size], self.shape().as_slice()].concat();
         let len = shape[1..].iter().product::<usize>();
-        let gather = |[upright, flipped]: [&str; 2]| -> Result<Tensor> {
+        let gather = |[upright, flipped]: [&str; 2], of: fn(&mut f32)| -> Result<Tensor> {
             let mut values = vec![0f32; size * len];
             for (row, &(rows, sample, mirrored)) in values.chunks_exact_mut(len).zip(&places) {
                 rows.read(if mirrored { flipped } else { upright }, sample, row)?;
             }
+            values.iter_mut().for_each(of);
             Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?.to_device(&self.device)?)
         };
-        let mean = gather(["mean", "mean_flipped"])?;
+        let mean = gather(["mean", "mean_flipped"], |_| {})?;
         let std = match places.iter().all(|(rows, ..)| rows.certain) {
             true => mean.zeros_like()?,
-            false => (gather(["log_var", "log_var_flipped"])? * 0.5)?.exp()?,
+            false => gather(["log_var", "log_var_flipped"], deviation)?,
         };
         let classes = places.iter().map(|(rows, sample, _)| rows.label(*sample)).collect::<Result<Vec<_>>>()?;
         Ok(Batch { moments: Moments { mean, std }, y: Tensor::new(classes, &self.device)?, positions })
     }
+}
+
+/// The deviation of a stored log-variance; what is at its floor has none.
+fn deviation(log_var: &mut f32) {
+    *log_var = if *log_var <= FLOOR as f32 { 0. } else { (0.5 * *log_var).exp() };
 }
 
 /// The tensors of a safetensors file, a row at a time.
@@ -302,7 +314,8 @@ impl Rows {
         let first = rows.part("mean")?.shape.clone();
         for name in ["mean", "log_var", "mean_flipped", "log_var_flipped"] {
             let part = rows.part(name)?;
-            if part.shape != first || first.len() != 4 || first[0] != entry.samples || part.dtype != DType::F16 {
+            let fits = part.shape == first && first.len() == 4 && first[0] == entry.samples && !first[1..].contains(&0);
+            if !fits || part.dtype != DType::F16 {
                 return Err(damaged(path, &format!("`{name}` is {:?} {:?}", part.dtype, part.shape)));
             }
         }

@@ -1,6 +1,7 @@
 //! Where training samples come from.
 
 mod ahead;
+mod encoded;
 mod images;
 mod latents;
 mod normalised;
@@ -13,6 +14,7 @@ use fpdm_core::dit::Labels;
 use fpdm_core::{Error, Moments, Result};
 
 pub use self::ahead::{Ahead, Prefetch};
+pub use self::encoded::Encoded;
 pub use self::images::{ImageDecoder, ImageFolder, ImageSource, Part, Pixels};
 pub use self::latents::{LatentIndex, LatentShard, LatentShards, ShardEntry};
 pub use self::normalised::{Normalisation, Normalised};

@@ -42,6 +42,14 @@ impl NpyFolders {
         Ok(Self { samples, order, device: device.clone() })
     }
 
+    /// The shape `(C, H, W)` of a latent: that of the first.
+    ///
+    /// # Errors
+    /// A file that cannot be read, by name.
+    pub fn shape(&self) -> Result<Vec<usize>> {
+        Ok(self.sample(0)?.0.dims().to_vec())
+    }
+
     /// Samples.
     pub fn len(&self) -> usize {
         self.samples.len()
