@@ -33,9 +33,9 @@ pub struct PrecisionRecall {
 /// use fpdm_eval::precision_recall;
 ///
 /// let real = Tensor::new(&[[0f32], [1.], [2.], [10.], [11.], [12.]], &Device::Cpu)?;
-/// let samples = Tensor::new(&[[0.5f32], [1.5], [2.5], [30.]], &Device::Cpu)?;
+/// let samples = Tensor::new(&[[0.5f32], [1.5], [2.5], [30.], [31.]], &Device::Cpu)?;
 /// let found = precision_recall(&real, &samples, 1)?;
-/// assert_eq!((found.precision, found.recall), (0.75, 0.5));
+/// assert_eq!((found.precision, found.recall), (0.6, 0.5));
 /// # fpdm_eval::Result::<()>::Ok(())
 /// ```
 pub fn precision_recall(real: &Tensor, samples: &Tensor, k: usize) -> Result<PrecisionRecall> {
