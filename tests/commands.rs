@@ -156,3 +156,80 @@ fn a_main_command_without_weights_says_how_to_name_some() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn samples_are_compared_with_data() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| -> PathBuf { folder.path().join(name) };
+    let (data, samples, out) = (at("data"), at("samples"), at("out"));
+    pictures(&data)?;
+    std::fs::create_dir(&samples)?;
+    // Two are copies of data; the sheet of the sampling commands is no sample.
+    for (from, to) in [("2.png", "0.png"), ("5.png", "1.png"), ("0.png", "grid.png")] {
+        std::fs::copy(data.join(from), samples.join(to))?;
+    }
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/features");
+    let weights = fixtures.join("efficientnet_lite0.safetensors");
+    let (first, last) = (format!("{}#..6", text(&data)), format!("{}#6..", text(&data)));
+    let arguments = [text(&samples), "--reference", &first, "--held-out", &last, "--weights", text(&weights)];
+    let rest = ["--k", "1", "--subsets", "4", "--device", "cpu", "--out", text(&out)];
+    run("evaluate", &[&arguments[..], &rest[..]].concat())?;
+    let report =
+        || -> Result<serde_json::Value> { Ok(serde_json::from_slice(&std::fs::read(out.join("evaluation.json"))?)?) };
+    let once = report()?;
+    assert_eq!(once["frechet_distance"]["name"], "FD (EfficientNet-Lite0)");
+    assert_eq!(
+        (&once["samples"]["count"], &once["reference"]["count"], &once["held_out"]["count"]),
+        (&2.into(), &6.into(), &2.into())
+    );
+    assert_eq!((once["nearest_reference"]["1"].as_f64(), once["precision"].as_f64()), (Some(0.), Some(1.)), "{once}");
+    assert!(once["held_out_against_reference"]["nearest_reference"]["0"].as_f64() > Some(0.));
+    assert!(out.join("neighbours.png").is_file() && out.join("closest.png").is_file());
+
+    // The second run reads what the first has kept; a changed picture is another set.
+    let kept = || -> Result<usize> {
+        let files = std::fs::read_dir(&out)?.collect::<std::io::Result<Vec<_>>>()?;
+        Ok(files.iter().filter(|f| f.file_name().to_string_lossy().starts_with("features-")).count())
+    };
+    assert_eq!(kept()?, 3);
+    run("evaluate", &[&arguments[..], &rest[..]].concat())?;
+    assert_eq!((kept()?, report()?), (3, once.clone()));
+    std::fs::copy(data.join("3.png"), samples.join("1.png"))?;
+    run("evaluate", &[&arguments[..], &rest[..]].concat())?;
+    assert_eq!(kept()?, 4);
+
+    // The same pictures as latents of the codec that is the identity.
+    let latents = at("latents.safetensors");
+    let z = ["2.png", "3.png"].map(|name| -> Result<Tensor> {
+        let picture = fpdm_vae::image::read(data.join(name), 1 << 20)?;
+        Ok(fpdm_vae::image::to_tensor(&picture, DType::F32, &Device::Cpu)?)
+    });
+    let [a, b] = z;
+    candle_core::safetensors::save(&[("latents", Tensor::cat(&[a?, b?], 0)?)].into(), &latents)?;
+    let as_latents = [&[text(&latents), "--codec", "pixels"][..], &arguments[1..], &rest[..]].concat();
+    let found = report()?["frechet_distance"]["value"].as_f64().context("a number")?;
+    run("evaluate", &as_latents)?;
+    let of_latents = report()?["frechet_distance"]["value"].as_f64().context("a number")?;
+    assert!((of_latents - found).abs() < 1e-5 * found.max(1.), "{of_latents} for {found}");
+
+    for (change, message) in [
+        (["--reference", "nowhere"], "no such file or folder"),
+        (["--reference", &format!("{}#7..99", text(&data))], "no part of 8 pictures"),
+        (["--reference", &format!("{}#many", text(&data))], "no run of pictures"),
+        (["--features", "inception"], "has no place in the network"),
+        (["--subset-size", "1"], "--subset-size: 1"),
+        (["--k", "2"], "`k`: 2"),
+        (["--device", "abacus"], "none of auto, cpu, cuda, metal"),
+    ] {
+        let mut wrong: Vec<&str> = [&arguments[..], &rest[..]].concat();
+        match wrong.iter().position(|argument| *argument == change[0]) {
+            Some(place) => wrong[place + 1] = change[1],
+            None => wrong.extend(change),
+        }
+        let error = fails("evaluate", &wrong)?;
+        assert!(error.contains(message), "{change:?}: {error}");
+    }
+    let error = fails("evaluate", &[&[text(&latents)][..], &arguments[1..], &rest[..]].concat())?;
+    assert!(error.contains("--codec"), "{error}");
+    Ok(())
+}

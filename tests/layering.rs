@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate and the crates it may know, in tests too.
-const ARROWS: [(&str, &[&str]); 5] = [
+const ARROWS: [(&str, &[&str]); 6] = [
     ("fpdm-kernels", &[]),
     ("fpdm-core", &["fpdm-kernels"]),
     ("fpdm-vae", &["fpdm-kernels", "fpdm-core"]),
     ("fpdm-train", &["fpdm-kernels", "fpdm-core"]),
     ("fpdm-sample", &["fpdm-kernels", "fpdm-core"]),
+    ("fpdm-eval", &["fpdm-kernels", "fpdm-core"]),
 ];
 
 fn root() -> PathBuf {

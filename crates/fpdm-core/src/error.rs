@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// What went wrong, with the value that was wrong and, where there is one, the fix.
 ///
-/// The four library crates call each other through traits, so they share this type; a plug-in wraps its own errors in
+/// The library crates call each other through traits, so they share this type; a plug-in wraps its own errors in
 /// [`Error::Other`]. Running out of budget is not an error: a solve says why it ended in
 /// [`Solution::reason`](crate::Solution::reason).
 #[derive(Debug, thiserror::Error)]

@@ -35,21 +35,23 @@ pub struct Conv2d {
     pub upsample: usize,
     /// Negative results become 0.
     pub relu: bool,
+    /// Results larger than this become it: 6 after `relu` is the ReLU6 of small networks.
+    pub cap: Option<u8>,
 }
 
 impl Default for Conv2d {
     fn default() -> Self {
-        Self { stride: 1, before: 0, after: 0, upsample: 1, relu: false }
+        Self { stride: 1, before: 0, after: 0, upsample: 1, relu: false, cap: None }
     }
 }
 
 impl Conv2d {
-    fn out(&self, size: usize, kernel: usize) -> usize {
+    pub(crate) fn out(&self, size: usize, kernel: usize) -> usize {
         (size * self.upsample + self.before + self.after - kernel) / self.stride + 1
     }
 }
 
-/// `relu(conv(upsample(x), w) + b + residual)`, each part but the convolution as `how` and the arguments say.
+/// `min(relu(conv(upsample(x), w) + b + residual), cap)`, each part but the convolution as `how` and the arguments say.
 ///
 /// `x` (B, I, H, W), `w` (O, I, K, L), `b` (O), `residual` like the result → (B, O, H', W'). Differentiable in all
 /// arguments. On the CPU no matrix of patches is written down: a place of the kernel is an offset into a padded strip
@@ -73,8 +75,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tens
             match residual {
                 _ if !tracked => by_dtype!(x, forward(x, w, b, residual, how))?.untracked(x),
                 Some(residual) => {
-                    let sum = (conv2d(x, w, b, None, Conv2d { relu: false, ..how })? + residual)?;
-                    if how.relu { sum.relu() } else { Ok(sum) }
+                    activated((conv2d(x, w, b, None, Conv2d { relu: false, cap: None, ..how })? + residual)?, how)
                 }
                 None => recorded(x, w, b, how),
             }
@@ -86,14 +87,14 @@ fn recorded(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d) -> Result<T
     let out = by_dtype!(x, forward(x, w, b, None, how))?;
     match b {
         None => record2("conv2d", [x, w], out, move |[x, w], y, g| {
-            let g = &through_relu(y, g, how)?;
+            let g = &through_activation(y, g, how)?;
             Ok([
                 wanted(x, || by_dtype!(x, input_gradient(x, w, g, how)))?,
                 wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
             ])
         }),
         Some(b) => record3("conv2d", [x, w, b], out, move |[x, w, b], y, g| {
-            let g = &through_relu(y, g, how)?;
+            let g = &through_activation(y, g, how)?;
             Ok([
                 wanted(x, || by_dtype!(x, input_gradient(x, w, g, how)))?,
                 wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
@@ -108,7 +109,7 @@ fn recorded(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d) -> Result<T
 /// # Errors
 /// If candle cannot convolve or broadcast the arguments.
 pub fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
-    let Conv2d { stride, before, after, upsample, relu } = how;
+    let Conv2d { stride, before, after, upsample, .. } = how;
     let mut x = x.clone();
     if upsample > 1 {
         // Candle's own upsampling overwrites the gradient that another use of its argument left.
@@ -128,7 +129,16 @@ pub fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Te
     if let Some(residual) = residual {
         y = (y + residual)?;
     }
-    if relu { y.relu() } else { Ok(y) }
+    activated(y, how)
+}
+
+/// What follows the sums, in candle's operations.
+pub(crate) fn activated(y: Tensor, how: Conv2d) -> Result<Tensor> {
+    let y = if how.relu { y.relu()? } else { y };
+    match how.cap {
+        Some(cap) => y.minimum(f64::from(cap)),
+        None => Ok(y),
+    }
 }
 
 fn check_arguments(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<()> {
@@ -157,7 +167,7 @@ fn check_arguments(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<
 }
 
 /// Calls `f` with the elements of contiguous CPU tensors.
-fn with<T: Real, R>(tensors: [Option<&Tensor>; 4], f: impl FnOnce([Option<&[T]>; 4]) -> R) -> Result<R> {
+pub(crate) fn with<T: Real, R>(tensors: [Option<&Tensor>; 4], f: impl FnOnce([Option<&[T]>; 4]) -> R) -> Result<R> {
     let mut whole = [const { None }; 4];
     for (whole, t) in whole.iter_mut().zip(tensors) {
         *whole = t.map(Tensor::contiguous).transpose()?;
@@ -199,7 +209,17 @@ fn forward<T: Real>(
     let data = with([Some(x), Some(w), b, residual], |[x, w, bias, residual]| {
         let (x, w): (&[T], &[T]) = (x.unwrap_or_default(), w.unwrap_or_default());
         let weight = &|o, p| w[o * taps + p];
-        let conv = Convolution { geometry, batch, x, weight, outputs, bias, residual, relu: how.relu };
+        let conv = Convolution {
+            geometry,
+            batch,
+            x,
+            weight,
+            outputs,
+            bias,
+            residual,
+            relu: how.relu,
+            cap: how.cap.map(|c| T::from_f64(f64::from(c))),
+        };
         unsafe { written(1, batch * outputs * geometry.out[0] * geometry.out[1], |out| conv.run(out)) }
     })?;
     Ok(Fresh::cpu(data, shape))
@@ -223,7 +243,17 @@ fn input_gradient<T: Real>(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) -> R
     let large = with([Some(g), Some(w), None, None], |[g, w, ..]| {
         let (x, w): (&[T], &[T]) = (g.unwrap_or_default(), w.unwrap_or_default());
         let weight = &|i: usize, p: usize| w[(p / area * inputs + i) * area + area - 1 - p % area];
-        let conv = Convolution { geometry, batch, x, weight, outputs: inputs, bias: None, residual: None, relu: false };
+        let conv = Convolution {
+            geometry,
+            batch,
+            x,
+            weight,
+            outputs: inputs,
+            bias: None,
+            residual: None,
+            relu: false,
+            cap: None,
+        };
         unsafe { written(1, batch * inputs * geometry.out[0] * geometry.out[1], |out| conv.run(out)) }
     })?;
     let data = if how.upsample == 1 { large } else { pooled(&large, geometry.out[1], how.upsample) };
@@ -262,9 +292,11 @@ fn bias_gradient<T: Real>(g: &Tensor) -> Result<Tensor> {
     Fresh::cpu(data, outputs).untracked(g)
 }
 
-/// The gradient before the ReLU from the one behind it.
-fn through_relu(y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
-    fn run<T: Real>(y: &Tensor, g: &Tensor) -> Result<Tensor> {
+/// The gradient before the activation from the one behind it.
+fn through_activation(y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+    fn run<T: Real>(y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+        let least = how.relu.then(T::default);
+        let most = how.cap.map(|cap| T::from_f64(f64::from(cap)));
         let data = with([Some(y), Some(g), None, None], |[y, g, ..]| {
             let (y, g): (&[T], &[T]) = (y.unwrap_or_default(), g.unwrap_or_default());
             unsafe {
@@ -272,7 +304,8 @@ fn through_relu(y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
                     parallel::rows(y.len(), 1, |range| {
                         let to = std::slice::from_raw_parts_mut(out.at(0, range.start), range.len());
                         for ((to, &y), &g) in to.iter_mut().zip(&y[range.clone()]).zip(&g[range]) {
-                            *to = if y > T::default() { g } else { T::default() };
+                            let inside = least.is_none_or(|least| y > least) && most.is_none_or(|most| y < most);
+                            *to = if inside { g } else { T::default() };
                         }
                     });
                 })
@@ -280,5 +313,5 @@ fn through_relu(y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
         })?;
         Fresh::cpu(data, y.shape()).untracked(g)
     }
-    if how.relu { by_dtype!(y, run(y, g)) } else { Ok(g.clone()) }
+    if how.relu || how.cap.is_some() { by_dtype!(y, run(y, g, how)) } else { Ok(g.clone()) }
 }

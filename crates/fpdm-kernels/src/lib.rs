@@ -15,7 +15,8 @@
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` from packed projections |
 //! | [`layer_norm_modulate`] | `norm(x) (1 + scale) + shift` |
 //! | [`gate_residual`] | `x + gate y` |
-//! | [`conv2d`] | `relu(conv(x, w) + b + r)`, with strides and upsampling |
+//! | [`conv2d`] | `min(relu(conv(x, w) + b + r), cap)`, with strides and upsampling |
+//! | [`depthwise_conv2d`] | the same with one kernel a channel |
 //! | [`gelu`], [`silu`], [`softmax`], [`bias`] | as their names say |
 //!
 //! Shapes: B samples, T tokens, D width, I and O the inner and outer width of a weight (O, I).
@@ -63,6 +64,7 @@ mod conv2d;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod depthwise;
 mod dispatch;
 mod elementwise;
 mod gate_residual;
@@ -82,6 +84,7 @@ pub mod vjp;
 pub use attention::attention;
 pub use bias::bias;
 pub use conv2d::{Conv2d, conv2d};
+pub use depthwise::depthwise_conv2d;
 pub use gate_residual::gate_residual;
 pub use gelu::gelu;
 pub use layer_norm_modulate::layer_norm_modulate;
@@ -100,6 +103,7 @@ pub mod composed {
     pub use crate::attention::composed as attention;
     pub use crate::bias::composed as bias;
     pub use crate::conv2d::composed as conv2d;
+    pub use crate::depthwise::composed as depthwise_conv2d;
     pub use crate::gate_residual::composed as gate_residual;
     pub use crate::gelu::composed as gelu;
     pub use crate::layer_norm_modulate::composed as layer_norm_modulate;

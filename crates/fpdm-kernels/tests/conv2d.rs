@@ -1,7 +1,7 @@
 //! The convolution against candle's, and against differences.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use fpdm_kernels::{Conv2d, composed, conv2d};
+use fpdm_kernels::{Conv2d, composed, conv2d, depthwise_conv2d};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 
@@ -35,11 +35,12 @@ prop_compose! {
     fn sizes()(
         batch in 1usize..3, inputs in 1usize..6, outputs in 1usize..20, height in 1usize..24, width in 1usize..40,
         kh in 1usize..5, kw in 1usize..5, stride in 1usize..4, before in 0usize..3, after in 0usize..3,
-        upsample in 1usize..4, relu: bool, bias: bool, residual: bool, seed: u64,
+        upsample in 1usize..4, relu: bool, capped: bool, bias: bool, residual: bool, seed: u64,
     ) -> Sizes {
         // Candle's backward pass knows no kernel smaller than the padding, nor needs it here.
         let (before, after) = (before.min(kh - 1).min(kw - 1), after.min(kh - 1).min(kw - 1));
-        let how = Conv2d { stride, before, after, upsample, relu };
+        // Where results are about 1 in size, so that some are above and some below.
+        let how = Conv2d { stride, before, after, upsample, relu, cap: capped.then_some(1) };
         let side = |size: usize, k: usize| size.max(k);
         Sizes { batch, inputs, outputs, picture: [side(height, kh), side(width, kw)], kernel: [kh, kw], how, bias, residual, seed }
     }
@@ -124,7 +125,8 @@ fn equals_differences() -> Result<()> {
         Conv2d { stride: 2, after: 1, ..Conv2d::default() },
         Conv2d { stride: 2, before: 1, after: 1, ..Conv2d::default() },
         Conv2d { upsample: 2, before: 1, after: 1, ..Conv2d::default() },
-        Conv2d { stride: 3, upsample: 2, before: 2, after: 0, relu: true },
+        Conv2d { stride: 3, upsample: 2, before: 2, after: 0, relu: true, cap: None },
+        Conv2d { stride: 2, before: 1, after: 1, relu: true, cap: Some(1), ..Conv2d::default() },
     ];
     for how in hows {
         let sizes = Sizes {
@@ -186,11 +188,17 @@ fn half_precision_is_computed_in_f32() -> Result<()> {
 }
 
 #[test]
-fn nan_is_not_hidden_by_relu() -> Result<()> {
-    let x = Tensor::new(&[[[[f32::NAN, -1., 1.]]]], &Device::Cpu)?;
+fn nan_is_not_hidden_by_the_activation() -> Result<()> {
+    let x = Tensor::new(&[[[[f32::NAN, -1., 1., 7.]]]], &Device::Cpu)?;
     let w = Tensor::ones((1, 1, 1, 1), DType::F32, &Device::Cpu)?;
-    let y = conv2d(&x, &w, None, None, Conv2d { relu: true, ..Conv2d::default() })?.flatten_all()?.to_vec1::<f32>()?;
-    assert!(y[0].is_nan() && y[1..] == [0., 1.]);
+    let how = Conv2d { relu: true, cap: Some(6), ..Conv2d::default() };
+    for op in [
+        |x: &Tensor, w: &Tensor, how| conv2d(x, w, None, None, how),
+        |x: &Tensor, w: &Tensor, how| depthwise_conv2d(x, w, None, how),
+    ] {
+        let y = op(&x, &w, how)?.flatten_all()?.to_vec1::<f32>()?;
+        assert!(y[0].is_nan() && y[1..] == [0., 1., 6.]);
+    }
     Ok(())
 }
 

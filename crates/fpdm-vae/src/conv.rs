@@ -36,4 +36,4 @@ impl Conv {
 }
 
 /// The 3×3 convolution that keeps the size.
-pub(crate) const SAME: Conv2d = Conv2d { stride: 1, before: 1, after: 1, upsample: 1, relu: false };
+pub(crate) const SAME: Conv2d = Conv2d { stride: 1, before: 1, after: 1, upsample: 1, relu: false, cap: None };

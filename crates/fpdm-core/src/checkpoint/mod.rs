@@ -39,6 +39,6 @@ pub(crate) use check::{Entry, problems};
 pub(crate) use container::Container;
 pub use infer::{Untold, diffusers_config};
 pub use layout::Layout;
-pub use open::{Checkpoint, Which};
+pub use open::{Checkpoint, Which, read_tensors};
 pub(crate) use safetensors::Safetensors;
 pub use write::{write_safetensors, write_text, write_torch};

@@ -12,7 +12,7 @@ const STRIP: usize = 384 << 10;
 /// Vectors of a tile.
 const WIDE: usize = 3;
 
-/// `relu(conv(x) + bias + residual)`, all of it optional but the convolution.
+/// `min(relu(conv(x) + bias + residual), cap)`, all of it optional but the convolution.
 pub(crate) struct Convolution<'a, T> {
     pub(crate) geometry: Geometry,
     pub(crate) batch: usize,
@@ -25,6 +25,7 @@ pub(crate) struct Convolution<'a, T> {
     /// Like the result.
     pub(crate) residual: Option<&'a [T]>,
     pub(crate) relu: bool,
+    pub(crate) cap: Option<T>,
 }
 
 impl<T: Real> Convolution<'_, T> {
@@ -164,14 +165,25 @@ impl<T: Real, const R: usize> Strip<'_, T, R> {
                         }
                     }
                 }
-                if self.conv.relu {
-                    for to in to {
-                        // Not max: NaN stays NaN.
-                        *to = if *to < T::default() { T::default() } else { *to };
-                    }
-                }
+                activate(to, self.conv.relu, self.conv.cap);
             }
             (row, column) = (row + 1, 0);
+        }
+    }
+}
+
+/// The activation of finished sums.
+#[inline(always)]
+pub(crate) fn activate<T: Real>(sums: &mut [T], relu: bool, cap: Option<T>) {
+    // Neither is max or min: NaN stays NaN.
+    if relu {
+        for to in sums.iter_mut() {
+            *to = if *to < T::default() { T::default() } else { *to };
+        }
+    }
+    if let Some(cap) = cap {
+        for to in sums {
+            *to = if *to > cap { cap } else { *to };
         }
     }
 }

@@ -123,6 +123,7 @@ impl Patch {
                 let left = px as isize - before[1];
                 match zoom {
                     Zoom::Repeat(1) if stride == 1 => shifted(line, left, row),
+                    Zoom::Repeat(1) => strided(line, left, stride, row),
                     Zoom::Repeat(2) if stride == 1 => doubled(line, left, row),
                     _ => {
                         for (j, to) in row.iter_mut().enumerate() {
@@ -144,6 +145,31 @@ fn shifted<T: Real>(line: &[T], left: isize, row: &mut [T]) {
     row[..blank].fill(T::default());
     row[blank..blank + count].copy_from_slice(&line[skip..skip + count]);
     row[blank + count..].fill(T::default());
+}
+
+/// `row[j] = line[stride·j + left]`, zero outside.
+fn strided<T: Real>(line: &[T], left: isize, stride: usize, row: &mut [T]) {
+    let blank = usize::try_from(-left).unwrap_or(0).div_ceil(stride).min(row.len());
+    // Not below 0 by the choice of `blank`, unless nothing of the line is seen.
+    let start = usize::try_from(left + (blank * stride) as isize).unwrap_or(line.len()).min(line.len());
+    let (outside, inside) = row.split_at_mut(blank);
+    outside.fill(T::default());
+    let count = (line.len() - start).div_ceil(stride).min(inside.len());
+    let (inside, behind) = inside.split_at_mut(count);
+    match stride {
+        // A constant step is what the compiler can turn into vectors.
+        2 => {
+            for (to, from) in inside.iter_mut().zip(line[start..].chunks(2)) {
+                *to = from[0];
+            }
+        }
+        _ => {
+            for (to, from) in inside.iter_mut().zip(line[start..].iter().step_by(stride)) {
+                *to = *from;
+            }
+        }
+    }
+    behind.fill(T::default());
 }
 
 /// `row[j] = line[(j + left) / 2]`, zero outside.

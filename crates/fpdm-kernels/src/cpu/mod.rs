@@ -5,6 +5,7 @@ pub(crate) mod conv;
 pub(crate) mod conv_patch;
 mod conv_tile;
 pub(crate) mod conv_weight;
+pub(crate) mod depthwise;
 pub(crate) mod epilogue;
 pub(crate) mod gate;
 pub(crate) mod gemm;
