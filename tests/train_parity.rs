@@ -113,7 +113,7 @@ fn sjfb_grad() -> Result<()> {
             worst[1] = worst[1].max(relative(&loss, &tensors["loss"]));
             let mut grads = loss.backward()?;
             let cotangent = grads.remove(&z).unwrap().detach();
-            let mut sums = Gradients::new(&flat);
+            let mut sums = Gradients::new(&flat)?;
             sums.add(grads, 1.)?;
             found.pullback_solution(&cotangent, &mut |grads| sums.add(grads, 1.))?;
             for (parameter, grad) in flat.named(&sums.flat()?)? {

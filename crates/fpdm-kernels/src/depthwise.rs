@@ -34,6 +34,8 @@ pub fn depthwise_conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d)
     check_arguments(x, w, b, how)?;
     match route(x) {
         _ if [Some(x), Some(w), b].into_iter().flatten().any(Tensor::track_op) => composed(x, w, b, how),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => composed(x, w, b, how),
         Route::Composed => composed(x, w, b, how),
         Route::Widened => {
             let wide = |t: &Tensor| t.to_dtype(DType::F32);

@@ -23,6 +23,22 @@ impl Fresh {
         Self { storage: Storage::Cuda(storage), shape: shape.into() }
     }
 
+    /// A copy of a contiguous tensor's elements.
+    pub(crate) fn copy_of(storage: &Storage, layout: &Layout) -> Result<Self> {
+        let shape = layout.shape().clone();
+        let storage = match storage {
+            Storage::Cpu(s) => Storage::Cpu(match (s, layout.contiguous_offsets()) {
+                (CpuStorage::F32(v), Some((from, to))) => CpuStorage::F32(v[from..to].to_vec()),
+                (CpuStorage::F64(v), Some((from, to))) => CpuStorage::F64(v[from..to].to_vec()),
+                _ => bail!("no kernels for a tensor of this type and layout"),
+            }),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(s) => Storage::Cuda(candle_core::backend::BackendStorage::try_clone(s, layout)?),
+            _ => bail!("no kernels for a tensor on this device"),
+        };
+        Ok(Self { storage, shape })
+    }
+
     /// The tensor without a history. Any tensor of the right device will do for `like`.
     pub(crate) fn untracked(self, like: &Tensor) -> Result<Tensor> {
         like.apply_op1_no_bwd(&Recorded::new("fresh", self, |_: [&Tensor; 1], _: &Tensor, _: &Tensor| Ok([None])))

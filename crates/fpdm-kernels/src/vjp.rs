@@ -6,10 +6,13 @@
 //!
 //! [`supports`] says where these functions have kernels; elsewhere they return an error.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::dispatch::{Route, by_dtype, route};
 use crate::linear::{self, project};
+use crate::record::{Fresh, record1, record3};
 use crate::{attention as forward, gate_residual, gelu, layer_norm_modulate as norm};
 
 /// Whether all functions of this module work on tensors like `x`, rows of `width` and heads of `head` elements.
@@ -254,4 +257,73 @@ pub fn add(sum: Option<Tensor>, g: Tensor) -> Result<Option<Tensor>> {
         None => Ok(Some(g)),
         Some(sum) => Ok(Some((sum + g)?)),
     }
+}
+
+/// A function of two tensors and some weights whose way back is given: `out` again, now with a history.
+///
+/// `backward` takes the gradient of `out` and returns those of the two inputs and of the weights, in their order and
+/// types. One node of the graph instead of one for each operation inside: nothing between is kept by the graph, and no
+/// gradient between is added into zeros. `out` is copied once.
+///
+/// # Errors
+/// If there are no kernels for `out`.
+pub fn opaque(
+    inputs: [&Tensor; 2],
+    weights: &[&Tensor],
+    out: &Tensor,
+    backward: impl Fn(&Tensor) -> Result<([Tensor; 2], Vec<Tensor>)> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    // Candle's nodes have at most three inputs. The third here is a number that depends on all weights; its own way back
+    // hands each weight the gradient that the node has left for it.
+    let left: Arc<Mutex<Vec<Option<Tensor>>>> = Arc::new(Mutex::new(vec![None; weights.len()]));
+    let mut sum = zero(out)?.untracked(out)?;
+    for (i, weight) in weights.iter().enumerate().filter(|(_, w)| w.track_op()) {
+        let left = left.clone();
+        let token = record1("weight", [*weight], zero(weight)?, move |[w], _, _| {
+            let found = left.lock().unwrap_or_else(PoisonError::into_inner)[i].take();
+            Ok([Some(match found {
+                Some(gradient) => gradient,
+                None => w.zeros_like()?.detach(),
+            })])
+        })?;
+        sum = (sum + token)?;
+    }
+    let copy = copied(out)?;
+    record3("opaque", [inputs[0], inputs[1], &sum], copy, move |[a, b, sum], _, g| {
+        let ([da, db], gradients) = backward(&g.detach())?;
+        *left.lock().unwrap_or_else(PoisonError::into_inner) = gradients.into_iter().map(Some).collect();
+        let wanted = |arg: &Tensor, gradient| arg.track_op().then_some(gradient);
+        Ok([wanted(a, da), wanted(b, db), wanted(sum, sum.zeros_like()?.detach())])
+    })
+}
+
+fn copied(x: &Tensor) -> Result<Fresh> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    Fresh::copy_of(&storage, layout)
+}
+
+fn zero(like: &Tensor) -> Result<Fresh> {
+    match route(like) {
+        Route::Cpu if like.dtype() == DType::F64 => Ok(Fresh::cpu(vec![0f64], ())),
+        Route::Cpu => Ok(Fresh::cpu(vec![0f32], ())),
+        #[cfg(feature = "cuda")]
+        Route::Cuda => crate::cuda::zero(like),
+        _ => unsupported("vjp", like),
+    }
+}
+
+/// A number that stands for `Σ y g` in a sum that is to be differentiated: its gradient for `y` is `g`, and its value is
+/// 0. Carries a gradient into a graph without the passes over memory that the real sum would take.
+///
+/// Only as a summand of what [`Tensor::backward`] is called on: it takes the gradient that reaches it to be 1.
+///
+/// # Errors
+/// If `g` is not like `y`, or there are no kernels.
+pub fn cotangent(y: &Tensor, g: &Tensor) -> Result<Tensor> {
+    if y.shape() != g.shape() || y.dtype() != g.dtype() {
+        bail!("vjp::cotangent: `g` must be {:?} {:?} like `y`, got {:?} {:?}", y.dims(), y.dtype(), g.dims(), g.dtype())
+    }
+    let g = g.detach();
+    record1("cotangent", [y], zero(y)?, move |_, _, _| Ok([Some(g.clone())]))
 }

@@ -114,6 +114,14 @@ impl AdamW {
     }
 }
 
+fn norm(gradient: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gradient.device().is_cuda() {
+        return Ok(fpdm_kernels::cuda::norm(gradient)?);
+    }
+    Ok(gradient.sqr()?.sum_all()?.sqrt()?)
+}
+
 /// The gradient scaled to a norm of at most `max_norm`, as PyTorch's `clip_grad_norm_`, and the norm `‖g‖₂` before it, a
 /// scalar on the gradient's device.
 ///
@@ -125,7 +133,7 @@ impl AdamW {
 /// # Cost
 /// One reduction. Nothing waits for the device: the norm is read by whoever wants to know it.
 pub fn clip_grad_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<(Tensor, Tensor)> {
-    let norm = gradient.sqr()?.sum_all()?.sqrt()?;
+    let norm = norm(gradient)?;
     match max_norm {
         Some(max) if max.is_nan() || max <= 0. => {
             Err(Error::config("max_norm", format!("{max} must be above 0, or absent")))

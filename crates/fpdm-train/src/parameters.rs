@@ -81,6 +81,13 @@ impl Parameters {
 
     /// Writes a flat buffer into the variables, rounded to their dtype.
     pub fn scatter(&self, flat: &Tensor) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() {
+            for entry in &self.entries {
+                fpdm_kernels::cuda::copy_from(entry.var.as_tensor(), flat, entry.offset)?;
+            }
+            return Ok(());
+        }
         for (entry, value) in self.entries.iter().zip(self.slices(flat)?) {
             entry.var.set(&value.to_dtype(entry.var.dtype())?)?;
         }
@@ -143,18 +150,44 @@ impl Parameters {
 pub struct Gradients {
     parameters: Parameters,
     sums: BTreeMap<String, Tensor>,
+    /// Where there are kernels for it, sums are made in the flat buffer itself.
+    #[cfg(feature = "cuda")]
+    flat: Option<Tensor>,
+    /// The offsets in it that hold a sum already.
+    #[cfg(feature = "cuda")]
+    written: std::collections::BTreeSet<usize>,
 }
 
 impl Gradients {
     /// Zero for every parameter.
-    pub fn new(parameters: &Parameters) -> Self {
-        Self { parameters: parameters.clone(), sums: BTreeMap::new() }
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn new(parameters: &Parameters) -> Result<Self> {
+        Ok(Self {
+            parameters: parameters.clone(),
+            sums: BTreeMap::new(),
+            #[cfg(feature = "cuda")]
+            flat: match parameters.device.is_cuda() {
+                true => Some(Tensor::zeros(parameters.len, DType::F32, &parameters.device)?),
+                false => None,
+            },
+            #[cfg(feature = "cuda")]
+            written: Default::default(),
+        })
     }
 
     /// Takes the gradients of the parameters out of `grads` and adds `scale` times them.
     pub fn add(&mut self, mut grads: GradStore, scale: f64) -> Result<()> {
-        for Entry { name, var, .. } in &self.parameters.entries {
+        for Entry { name, var, offset } in &self.parameters.entries {
+            let _ = offset;
             let Some(grad) = grads.remove(var) else { continue };
+            #[cfg(feature = "cuda")]
+            if let Some(flat) = &self.flat {
+                let add = !self.written.insert(*offset);
+                fpdm_kernels::cuda::add_into(flat, *offset, &grad.detach(), scale, add)?;
+                continue;
+            }
             // Candle tracks the gradients of variables; kept as they are they would hold all activations.
             let mut sum = grad.detach().to_dtype(DType::F32)?;
             if scale != 1. {
@@ -171,6 +204,10 @@ impl Gradients {
     /// The sums so far as one buffer `(len)` in f32, zero where no gradient came: what data-parallel processes
     /// average.
     pub fn flat(&self) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(flat) = &self.flat {
+            return Ok(flat.clone());
+        }
         self.parameters.concat(|entry| Ok(self.sums.get(&entry.name).cloned()))
     }
 }

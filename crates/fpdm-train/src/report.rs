@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use fpdm_core::{Error, Residual, Result};
+use fpdm_core::{Error, Iterate, Residual, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{Estimate, peak_bytes};
@@ -55,8 +55,8 @@ pub(crate) struct Unread {
     steps: u64,
     n: usize,
     m: usize,
-    /// The squares of the last step's residuals.
-    squares: Tensor,
+    /// The last application of the last step; its residual is computed when it is asked for.
+    last: Iterate,
 }
 
 impl Unread {
@@ -66,8 +66,7 @@ impl Unread {
             Some(before) => ((before.sums + numbers)?, before.steps + 1),
             None => (numbers, 1),
         };
-        let squares = estimate.last.squares()?.to_dtype(DType::F32)?;
-        Ok(Self { sums, steps, n: estimate.n, m: estimate.m, squares })
+        Ok(Self { sums, steps, n: estimate.n, m: estimate.m, last: estimate.last.clone() })
     }
 
     /// Waits for the device and looks; `step` is the last one's number.
@@ -75,7 +74,8 @@ impl Unread {
     /// # Errors
     /// [`Error::NonFinite`] for a number that is none.
     pub(crate) fn look(self, step: u64) -> Result<Seen> {
-        let Self { sums, steps, n, m, squares } = self;
+        let Self { sums, steps, n, m, last } = self;
+        let squares = last.squares()?.to_dtype(DType::F32)?;
         let numbers = Tensor::cat(&[sums, squares], 0)?.to_vec1::<f32>()?; // one synchronisation for all
         let (sums, squares) = numbers.split_at(5);
         let means = [0, 1, 2, 3, 4].map(|i| f64::from(sums[i]) / steps as f64);

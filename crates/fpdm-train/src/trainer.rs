@@ -280,7 +280,7 @@ impl<M: ImplicitModel> Trainer<M> {
     /// The gradient of the next step, clipped; its numbers stay unread.
     fn gradient(&mut self, pairs: &mut dyn FnMut(u64) -> Result<Pairs>) -> Result<Tensor> {
         let (step, accumulate) = (self.adam.steps, self.settings.accumulate as u64);
-        let mut gradients = Gradients::new(&self.parameters);
+        let mut gradients = Gradients::new(&self.parameters)?;
         let mut last = None;
         for index in step * accumulate..(step + 1) * accumulate {
             let Pairs { levels, x0, eps, y } = pairs(index)?.to_device(self.parameters.device())?;
@@ -330,7 +330,10 @@ impl<M: ImplicitModel> Trainer<M> {
         // All passes of a step draw the same n and m, so that the step has one of each.
         let mut rng = rng::stream(self.settings.seed, Stream::Solver, step);
         let problem = self.model.prepare(&draw.xt.to_dtype(self.dtype)?, &draw.t, &draw.y)?;
-        let estimate = self.estimator.estimate(&problem, &mut rng)?;
+        let estimate = {
+            let _quick = fused::quick_launches(self.parameters.device())?;
+            self.estimator.estimate(&problem, &mut rng)?
+        };
 
         let weights = self.settings.supervision.weights(estimate.iterates.len())?;
         // Only what a loss looks at becomes a variable: each is a copy.
@@ -352,6 +355,7 @@ impl<M: ImplicitModel> Trainer<M> {
             let neighbour = self.neighbour(penalty, draw, estimate.n + estimate.m)?;
             consistency = penalty.loss(&point.to_dtype(DType::F32)?, &neighbour)?;
         }
+        let _quick = fused::quick_launches(self.parameters.device())?;
         let mut grads = ((&error + &bound)? + &consistency)?.backward()?;
         let cotangent = |point: &Option<Var>| point.as_ref().and_then(|p| grads.remove(p)).map(|g| g.detach());
         let cotangents: Vec<_> = points.iter().map(cotangent).collect();

@@ -26,13 +26,16 @@ pub struct Block {
 /// solve computes them once.
 #[derive(Clone, Debug)]
 pub struct Modulation {
+    /// All six side by side, `(B, 6 D)`.
+    pub(super) all: Tensor,
     pub(super) attention: [Tensor; 3],
     pub(super) mlp: [Tensor; 3],
 }
 
 impl Modulation {
     pub(super) fn detach(&self) -> Self {
-        Self { attention: self.attention.clone().map(|t| t.detach()), mlp: self.mlp.clone().map(|t| t.detach()) }
+        let detached = |part: &[Tensor; 3]| part.clone().map(|t| t.detach());
+        Self { all: self.all.detach(), attention: detached(&self.attention), mlp: detached(&self.mlp) }
     }
 }
 
@@ -55,11 +58,21 @@ impl Block {
         let m = self.modulation.forward(silu_c)?; // (B, 6 D): shift, scale, gate of attention, then of the MLP
         let d = m.dim(1)? / 6;
         let part = |i: usize| m.narrow(1, i * d, d);
-        Ok(Modulation { attention: [part(0)?, part(1)?, part(2)?], mlp: [part(3)?, part(4)?, part(5)?] })
+        let (attention, mlp) = ([part(0)?, part(1)?, part(2)?], [part(3)?, part(4)?, part(5)?]);
+        Ok(Modulation { all: m, attention, mlp })
     }
 
     /// `(B, T, D)` to `(B, T, D)`.
     pub fn forward(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
+        let tracked = x.track_op() || m.all.track_op() || self.qkv.w.track_op();
+        if tracked && fpdm_kernels::vjp::supports(x, x.dim(2)?, x.dim(2)? / self.heads) {
+            return self.forward_by_hand(x, m);
+        }
+        self.forward_composed(x, m)
+    }
+
+    /// The same, as one operation after the other.
+    pub(super) fn forward_composed(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
         let [shift, scale, gate] = &m.attention;
         let h = fpdm_kernels::layer_norm_modulate(x, shift, scale, NORM_EPS)?;
         let h = fpdm_kernels::attention(&self.qkv.forward(&h)?, self.heads)?;

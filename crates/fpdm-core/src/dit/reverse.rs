@@ -101,6 +101,29 @@ impl Block {
         Ok((out, BlockKept { x: x.clone(), qkv, attention, attention_branch, argument, mlp_branch }))
     }
 
+    /// [`Block::forward`] as one node of the graph.
+    pub(super) fn forward_by_hand(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
+        let (plain, modulation) = (self.detach(), m.detach());
+        let (out, kept) = plain.record(&x.detach().contiguous()?, &modulation)?;
+        let linears = [&self.qkv, &self.proj, &self.fc1, &self.fc2];
+        let weights: Vec<&Tensor> = linears.iter().flat_map(|l| [&l.w, &l.b]).collect();
+        let backward = move |g: &Tensor| -> candle_core::Result<([Tensor; 2], Vec<Tensor>)> {
+            let pulled = || -> Result<([Tensor; 2], Vec<Tensor>)> {
+                let mut sums = BlockSums::new(&plain)?;
+                let dx = plain.pull(&kept, &modulation, &g.contiguous()?, &mut sums)?;
+                let BlockSums { qkv, proj, fc1, fc2, modulation: parts } = sums;
+                // In the order of the modulation: shift and scale, gate; of attention, then of the MLP.
+                let parts = parts.into_iter().flatten().collect::<Vec<_>>();
+                let dm = Tensor::cat(&parts, 1)?.to_dtype(dx.dtype())?;
+                let sums = [qkv, proj, fc1, fc2].into_iter().flat_map(|l| [l.w, l.b]);
+                let weights = sums.map(|s| Ok(s.into_inner().to_dtype(dx.dtype())?)).collect::<Result<_>>()?;
+                Ok(([dx, dm], weights))
+            };
+            pulled().map_err(candle_core::Error::wrap)
+        };
+        Ok(vjp::opaque([x, &m.all], &weights, &out, backward)?)
+    }
+
     /// From the gradient of the output to that of the input.
     fn pull(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
         let [shift, scale, gate] = &m.mlp;
@@ -203,19 +226,15 @@ impl Reverse for Way<'_> {
             for (linear, sum) in [(&block.qkv, qkv), (&block.proj, proj), (&block.fc1, fc1), (&block.fc2, fc2)] {
                 sum.insert(linear, &mut store)?;
             }
-            for (to, both, gate) in [(&m.attention, first, first_gate), (&m.mlp, second, second_gate)] {
-                if let (Some(both), Some(gate)) = (both, gate) {
-                    let d = gate.dim(1)?;
-                    pairs.push((&to[0], both.narrow(1, 0, d)?));
-                    pairs.push((&to[1], both.narrow(1, d, d)?));
-                    pairs.push((&to[2], gate));
-                }
+            let parts: Vec<Tensor> = [first, first_gate, second, second_gate].into_iter().flatten().collect();
+            if !parts.is_empty() {
+                pairs.push((&m.all, Tensor::cat(&parts, 1)?));
             }
         }
         sink(store)?;
         let mut root: Option<Tensor> = None;
         for (y, g) in pairs {
-            root = vjp::add(root, (y * g.to_dtype(y.dtype())?)?.sum_all()?)?;
+            root = vjp::add(root, vjp::cotangent(y, &g.to_dtype(y.dtype())?)?)?;
         }
         match root {
             Some(root) if root.track_op() => sink(root.backward()?),

@@ -27,6 +27,35 @@ pub struct Adamw {
     pub max_norm: f64,
 }
 
+const F32S: Variant = Variant { dtype: DType::F32, vec: 1, steps: 0, head: 0 };
+
+/// The norm of a flat f32 gradient, and what scales it to at most `most`.
+fn clipping(gradient: &Tensor, most: f64) -> Result<(Out, Out)> {
+    let device = device(gradient)?;
+    let gpu = gpu(&device)?;
+    let partial = Out::new(&device, DType::F32, BLOCKS)?;
+    let (norm, scale) = (Out::new(&device, DType::F32, 1)?, Out::new(&device, DType::F32, 1)?);
+    let count = Arg::Long(gradient.elem_count() as i64);
+    let grid = ((BLOCKS, 1, 1), (256, 1, 1));
+    let args = [Arg::Ptr(address(gradient)?), Arg::Ptr(partial.ptr), count];
+    gpu.launch((&ADAMW, "squares", F32S), grid, 0, &args)?;
+    let most = Arg::Float(most as f32);
+    let args = [Arg::Ptr(partial.ptr), Arg::Int(BLOCKS as i32), most, Arg::Ptr(norm.ptr), Arg::Ptr(scale.ptr)];
+    gpu.launch((&ADAMW, "clip", F32S), ((1, 1, 1), (256, 1, 1)), 0, &args)?;
+    Ok((norm, scale))
+}
+
+/// The norm of a contiguous f32 tensor, a scalar on its device.
+///
+/// # Errors
+/// If it is of another type, not contiguous or elsewhere.
+pub fn norm(x: &Tensor) -> Result<Tensor> {
+    if x.dtype() != DType::F32 || !x.is_contiguous() {
+        bail!("norm: `x` must be contiguous f32, got {:?} {:?}", x.dtype(), x.stride())
+    }
+    clipping(x, f64::INFINITY)?.0.fresh(()).untracked(x)
+}
+
 /// One step of AdamW on flat f32 buffers on a GPU, **in place**: `master`, `exp_avg`, `exp_avg_sq` and the averages
 /// `ema` (each with its decay, at most four) are overwritten, and `work`, if there is one, gets the weights in its own
 /// type. The gradient `(len)` is first scaled to `max_norm`, as PyTorch's `clip_grad_norm_`. Returns the gradient's norm
@@ -56,16 +85,9 @@ pub fn adamw(
     if let Some(work) = work.filter(|w| w.elem_count() != len || !w.is_contiguous()) {
         bail!("adamw: `work` must be contiguous with {len} elements, got {:?}", work.dims())
     }
-    let f32s = Variant { dtype: DType::F32, vec: 1, steps: 0, head: 0 };
-    let partial = Out::new(&device, DType::F32, BLOCKS)?;
-    let (norm, scale) = (Out::new(&device, DType::F32, 1)?, Out::new(&device, DType::F32, 1)?);
     let count = Arg::Long(len as i64);
     let g = Arg::Ptr(address(gradient)?);
-    let grid = ((BLOCKS, 1, 1), (256, 1, 1));
-    gpu.launch((&ADAMW, "squares", f32s), grid, 0, &[g, Arg::Ptr(partial.ptr), count])?;
-    let most = Arg::Float(how.max_norm as f32);
-    let args = [Arg::Ptr(partial.ptr), Arg::Int(BLOCKS as i32), most, Arg::Ptr(norm.ptr), Arg::Ptr(scale.ptr)];
-    gpu.launch((&ADAMW, "clip", f32s), ((1, 1, 1), (256, 1, 1)), 0, &args)?;
+    let (norm, scale) = clipping(gradient, how.max_norm)?;
 
     let mut args = vec![Arg::Ptr(address(master)?), Arg::Ptr(address(exp_avg)?), Arg::Ptr(address(exp_avg_sq)?), g];
     args.extend([Arg::Ptr(scale.ptr), Arg::Ptr(work.map_or(Ok(0), address)?)]);
@@ -86,7 +108,7 @@ pub fn adamw(
     ];
     args.extend(numbers.map(|x| Arg::Float(x as f32)));
     args.push(count);
-    let variant = Variant { dtype: work.map_or(DType::F32, Tensor::dtype), ..f32s };
+    let variant = Variant { dtype: work.map_or(DType::F32, Tensor::dtype), ..F32S };
     let blocks = len.div_ceil(256).clamp(1, 8192);
     gpu.launch((&ADAMW, "adamw", variant), ((blocks, 1, 1), (256, 1, 1)), 0, &args)?;
     norm.fresh(()).untracked(master)

@@ -7,6 +7,7 @@ mod attention;
 mod compile;
 mod convert;
 mod device;
+mod flat;
 mod gpu;
 mod linear;
 mod lt;
@@ -22,7 +23,9 @@ pub(crate) use linear::{
 };
 pub(crate) use map::{bias, gate_residual, gelu, silu};
 pub(crate) use norm::{fits as row_fits, gate_residual_norm, layer_norm_modulate, norm_gradients, softmax};
+pub(crate) use rows::zero;
 pub(crate) use sums::{gate_gradients, rows as sum_rows};
 
-pub use adamw::{Adamw, adamw};
+pub use adamw::{Adamw, adamw, norm};
+pub use flat::{add_into, copy_from};
 pub use device::{Cuda, Tf32, cuda, peak_bytes, reset_peak};

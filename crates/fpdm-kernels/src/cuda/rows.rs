@@ -74,6 +74,18 @@ pub(super) fn address(t: &Tensor) -> Result<u64> {
     Ok(base + (layout.start_offset() * t.dtype().size_in_bytes()) as u64)
 }
 
+/// The number 0 of a floating point type.
+pub(crate) fn zero(like: &Tensor) -> Result<Fresh> {
+    let device = device(like)?;
+    let storage = match like.dtype() {
+        DType::BF16 => CudaStorage::wrap_cuda_slice(device.alloc_zeros::<bf16>(1)?, device.clone()),
+        DType::F16 => CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f16>(1)?, device.clone()),
+        DType::F32 => CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(1)?, device.clone()),
+        other => bail!("no CUDA kernels for {other:?}"),
+    };
+    Ok(Fresh::cuda(storage, ()))
+}
+
 /// Memory for a result. Every element must be written.
 pub(super) struct Out {
     storage: CudaStorage,

@@ -23,11 +23,11 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// The same on a device.
+    /// The same on a device. Class numbers stay where they are: a network looks at them on the host before it uses them
+    /// as addresses, and fetching them back would make the host wait.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         let Self { levels, x0, eps, y } = self;
-        let [x0, eps, y] = [x0.to_device(device)?, eps.to_device(device)?, y.to_device(device)?];
-        Ok(Self { levels: levels.clone(), x0, eps, y })
+        Ok(Self { levels: levels.clone(), x0: x0.to_device(device)?, eps: eps.to_device(device)?, y: y.clone() })
     }
 }
 
