@@ -2,6 +2,8 @@
 //!
 //! `FPDM_PARITY_DIR` names a folder with a `manifest.json` (default: `tests/fixtures`); kinds and settings come from
 //! the manifest, never from file names. Tolerances on ‖a − b‖ / ‖b‖, f32 on the CPU: 2e-5 forward, 1e-4 gradients.
+//! `FPDM_PARITY_DEVICE=cuda` (a build with that feature) takes a GPU, where f32 is held to 1e-4, and
+//! `FPDM_PARITY_DTYPE=bf16` a narrower type, held to 2e-2.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,8 +16,38 @@ use fpdm_core::dit::{Architecture, Config, Dit, Fpdit, Labels};
 use fpdm_core::{Budget, ImplicitModel, Picard, solve};
 use serde_json::Value;
 
-const FORWARD: f64 = 2e-5;
-const GRADIENT: f64 = 1e-4;
+/// What is computed where, and how near it has to come.
+struct Place {
+    device: Device,
+    dtype: DType,
+    forward: f64,
+    gradient: f64,
+}
+
+fn place() -> &'static Place {
+    static PLACE: std::sync::OnceLock<Place> = std::sync::OnceLock::new();
+    PLACE.get_or_init(|| {
+        let set = |name: &str| std::env::var(name).unwrap_or_default();
+        let device = match set("FPDM_PARITY_DEVICE").as_str() {
+            "" | "cpu" => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            "cuda" => fpdm_kernels::cuda::cuda(0, Default::default()).expect("a GPU"),
+            other => panic!("FPDM_PARITY_DEVICE: `{other}` is not in this build"),
+        };
+        let (dtype, forward, gradient) = match (set("FPDM_PARITY_DTYPE").as_str(), device.is_cpu()) {
+            ("" | "f32", true) => (DType::F32, 2e-5, 1e-4),
+            ("" | "f32", false) => (DType::F32, 1e-4, 1e-4),
+            ("bf16", _) => (DType::BF16, 2e-2, 2e-2),
+            (other, _) => panic!("FPDM_PARITY_DTYPE: `{other}` is neither f32 nor bf16"),
+        };
+        Place { device, dtype, forward, gradient }
+    })
+}
+
+/// A floating point tensor where and as it is computed with.
+fn here(t: &Tensor) -> candle_core::Result<Tensor> {
+    t.to_dtype(place().dtype)?.to_device(&place().device)
+}
 
 struct Case {
     name: String,
@@ -37,7 +69,7 @@ impl Case {
 
     fn weights(&self) -> HashMap<String, Tensor> {
         let weights = self.tensors.iter();
-        weights.filter_map(|(k, v)| Some((k.strip_prefix("weights.")?.to_owned(), v.clone()))).collect()
+        weights.filter_map(|(k, v)| Some((k.strip_prefix("weights.")?.to_owned(), here(v).ok()?))).collect()
     }
 
     /// Compares ours with the stored tensor and remembers the largest relative error.
@@ -48,7 +80,8 @@ impl Case {
 
     fn compare(&mut self, name: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) -> Result<()> {
         ensure!(ours.dims() == theirs.dims(), "{} {name}: {:?} for {:?}", self.name, ours.dims(), theirs.dims());
-        let error = norm(&(ours - theirs)?)? / norm(theirs)?;
+        let ours = ours.to_device(&Device::Cpu)?.to_dtype(theirs.dtype())?;
+        let error = norm(&(&ours - theirs)?)? / norm(theirs)?;
         ensure!(error <= tolerance, "{} {name}: relative error {error:.2e} over {tolerance:.0e}", self.name);
         self.worst = self.worst.max(error);
         Ok(())
@@ -84,12 +117,12 @@ fn norm(x: &Tensor) -> Result<f64> {
 }
 
 fn fpdit(case: &Case) -> Result<Fpdit> {
-    let vb = VarBuilder::from_tensors(case.weights(), DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_tensors(case.weights(), place().dtype, &place().device);
     Ok(Fpdit::new(&case.config()?, vb)?)
 }
 
 fn inputs(case: &Case) -> Result<[Tensor; 3]> {
-    Ok([case.get("x")?.clone(), case.get("t")?.clone(), case.get("y")?.clone()])
+    Ok([here(case.get("x")?)?, case.get("t")?.clone(), case.get("y")?.clone()])
 }
 
 /// Every intermediate: embeddings, pre-layers, injection, each iterate, post-layers, output.
@@ -97,25 +130,25 @@ fn fpdm_forward(case: &mut Case) -> Result<()> {
     let model = fpdit(case)?;
     let [x, t, y] = inputs(case)?;
     let features = model.features(&x, &t, &y)?;
-    case.check("cond_t", &features.cond_t, FORWARD)?;
-    case.check("cond_y", features.cond_y.as_ref().context("labels")?, FORWARD)?;
-    case.check("embed", &features.embed, FORWARD)?;
-    case.check("pre", &features.pre, FORWARD)?;
-    case.check("injection", &features.injection, FORWARD)?;
+    case.check("cond_t", &features.cond_t, place().forward)?;
+    case.check("cond_y", features.cond_y.as_ref().context("labels")?, place().forward)?;
+    case.check("embed", &features.embed, place().forward)?;
+    case.check("pre", &features.pre, place().forward)?;
+    case.check("injection", &features.injection, place().forward)?;
     let problem = model.problem(&features)?;
     let n = case.size("iterations")?;
     for i in 1..=n {
         let solution = solve(&Picard::default(), &*problem.map, problem.z0.clone(), &mut Budget(i))?;
-        case.check(&format!("iterate.{i}"), &solution.z, FORWARD)?;
+        case.check(&format!("iterate.{i}"), &solution.z, place().forward)?;
         if i == n {
-            case.check("post", &model.post(&solution.z, &features)?, FORWARD)?;
-            case.check("output", &problem.readout(&solution.z)?, FORWARD)?;
+            case.check("post", &model.post(&solution.z, &features)?, place().forward)?;
+            case.check("output", &problem.readout(&solution.z)?, place().forward)?;
         }
     }
     // The position table is computed where no checkpoint brings one.
     let (h, w) = model.config().grid();
     let ours = fpdm_core::dit::position_embedding(h, w, model.config().hidden_size, DType::F32, &Device::Cpu)?;
-    case.check("weights.pos_embed", &ours, FORWARD)
+    case.check("weights.pos_embed", &ours, place().forward)
 }
 
 type Variables = Vec<(String, Var)>;
@@ -138,15 +171,15 @@ fn variables(case: &Case) -> Result<(Variables, HashMap<String, Tensor>)> {
 }
 
 fn check_loss(case: &mut Case, output: &Tensor, vars: &[(String, Var)]) -> Result<()> {
-    case.check("output", &output.detach(), FORWARD)?;
-    let loss = (output - case.get("target")?)?.sqr()?.mean_all()?;
-    case.check("loss", &loss.detach(), FORWARD)?;
+    case.check("output", &output.detach(), place().forward)?;
+    let loss = (output - here(case.get("target")?)?)?.sqr()?.mean_all()?;
+    case.check("loss", &loss.detach(), place().forward)?;
     let grads = loss.backward()?;
     let mut checked = 0;
     for (name, var) in vars {
         let Some(expected) = case.tensors.get(&format!("grads.{name}")).cloned() else { continue };
         let ours = grads.get(var).with_context(|| format!("{name} has no gradient"))?.detach();
-        case.compare(&format!("grads.{name}"), &ours, &expected, GRADIENT)?;
+        case.compare(&format!("grads.{name}"), &ours, &expected, place().gradient)?;
         checked += 1;
     }
     let expected = case.tensors.keys().filter(|k| k.starts_with("grads.")).count();
@@ -156,7 +189,7 @@ fn check_loss(case: &mut Case, output: &Tensor, vars: &[(String, Var)]) -> Resul
 
 fn sjfb_grad(case: &mut Case) -> Result<()> {
     let (vars, tensors) = variables(case)?;
-    let model = Fpdit::new(&case.config()?, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))?;
+    let model = Fpdit::new(&case.config()?, VarBuilder::from_tensors(tensors, place().dtype, &place().device))?;
     let [x, t, y] = inputs(case)?;
     let problem = model.prepare(&x, &t, &y)?;
     let (n, m) = (case.size("no_grad_iterations")?, case.size("grad_iterations")?);
@@ -168,7 +201,7 @@ fn sjfb_grad(case: &mut Case) -> Result<()> {
 
 fn dit(case: &mut Case) -> Result<()> {
     let (vars, tensors) = variables(case)?;
-    let model = Dit::new(&case.config()?, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))?;
+    let model = Dit::new(&case.config()?, VarBuilder::from_tensors(tensors, place().dtype, &place().device))?;
     let [x, t, y] = inputs(case)?;
     check_loss(case, &model.forward(&x, &t, &y)?, &vars)
 }
@@ -180,13 +213,13 @@ fn reuse(case: &mut Case) -> Result<()> {
     let times = case.meta["timesteps"].as_array().context("timesteps")?.clone();
     let mut last = None;
     for (i, time) in times.iter().enumerate() {
-        let x = case.get(&format!("x.{i}"))?.clone();
+        let x = here(case.get(&format!("x.{i}"))?)?;
         let t = Tensor::full(time.as_i64().context("an integer time")?, x.dim(0)?, &Device::Cpu)?;
         let problem = model.prepare(&x, &t, &y)?;
         let z0 = last.unwrap_or_else(|| problem.z0.clone());
         let z = solve(&Picard::default(), &*problem.map, z0, &mut Budget(case.size("iterations")?))?.z;
-        case.check(&format!("solution.{i}"), &z, FORWARD)?;
-        case.check(&format!("output.{i}"), &problem.readout(&z)?, FORWARD)?;
+        case.check(&format!("solution.{i}"), &z, place().forward)?;
+        case.check(&format!("output.{i}"), &problem.readout(&z)?, place().forward)?;
         last = Some(z);
     }
     Ok(())
@@ -207,7 +240,7 @@ fn cfg(case: &mut Case) -> Result<()> {
     let (cond, uncond) = (eps.narrow(0, 0, b)?, eps.narrow(0, b, b)?);
     let eps = (&uncond + ((cond - &uncond)? * scale)?)?;
     let ours = Tensor::cat(&[Tensor::cat(&[&eps, &eps], 0)?, rest], 1)?;
-    case.check("output", &ours, FORWARD)
+    case.check("output", &ours, place().forward)
 }
 
 /// A published training checkpoint, both sets of weights.
@@ -216,12 +249,12 @@ fn checkpoint_pt(case: &mut Case) -> Result<()> {
     let config = case.config()?;
     for (which, name) in [(Which::Model, "output_model"), (Which::Ema, "output_ema")] {
         let checkpoint = Checkpoint::open(&path, which)?;
-        let model = Fpdit::new(&config, checkpoint.var_builder(DType::F32, &Device::Cpu))?;
+        let model = Fpdit::new(&config, checkpoint.var_builder(place().dtype, &place().device))?;
         let [x, t, y] = inputs(case)?;
         let problem = model.prepare(&x, &t, &y)?;
         let budget = &mut Budget(case.size("iterations")?);
         let z = solve(&Picard::default(), &*problem.map, problem.z0.clone(), budget)?.z;
-        case.check(name, &problem.readout(&z)?, FORWARD)?;
+        case.check(name, &problem.readout(&z)?, place().forward)?;
     }
     Ok(())
 }
@@ -233,9 +266,9 @@ fn dit_diffusers(case: &mut Case) -> Result<()> {
     candle_core::safetensors::save(&case.weights(), &path)?;
     let checkpoint = Checkpoint::open(&path, Which::Model)?;
     let config = checkpoint.config(&Untold::from_diffusers(&case.meta))?;
-    let model = Dit::new(&config, checkpoint.var_builder(DType::F32, &Device::Cpu))?;
+    let model = Dit::new(&config, checkpoint.var_builder(place().dtype, &place().device))?;
     let [x, t, y] = inputs(case)?;
-    case.check("output", &model.forward(&x, &t, &y)?, FORWARD)
+    case.check("output", &model.forward(&x, &t, &y)?, place().forward)
 }
 
 fn run(name: &str, entry: &Value, dir: &Path) -> Result<Option<f64>> {
