@@ -129,6 +129,19 @@ fn inference(options: &Options, batch: usize, device: &Device) -> Result<()> {
             Ok(())
         })?;
         report("forward.plain", batch, ms, serde_json::json!(null));
+        let graph = cuda::Graph::record(device, || {
+            let problem = frozen.prepare(&x, &t, &y).map_err(candle_core::Error::wrap)?;
+            let mut z = problem.z0.clone();
+            for _ in 0..6 {
+                z = problem.frozen.apply(&z).map_err(candle_core::Error::wrap)?;
+            }
+            Ok(vec![problem.readout(&z).map_err(candle_core::Error::wrap)?])
+        })?;
+        let ms = clock(device, options.repeats, || {
+            graph.replay()?;
+            Ok(())
+        })?;
+        report("forward.graphs", batch, ms, serde_json::json!(null));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 mod operations;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use fpdm_kernels::cuda::{Adamw, Cuda, Tf32, adamw, cuda};
+use fpdm_kernels::cuda::{Adamw, Cuda, Graph, Tf32, adamw, cuda};
 use operations::{Argument, Memory, Operation, Sizes, arguments, difference, loss, normal, operations};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -134,6 +134,34 @@ fn slices_of_a_wide_matrix() -> Result<()> {
         let (a, b) = (a.expect("a gradient").to_device(&Device::Cpu)?, b.expect("a gradient").to_device(&Device::Cpu)?);
         assert!(difference(&a, &b)? < 1e-5);
     }
+    Ok(())
+}
+
+/// A thousand replays with changing inputs and weights are what the same calls give one by one.
+#[test]
+fn replays_equal_calls() -> Result<()> {
+    let device = device();
+    let (b, t, heads, d) = (2, 33, 2, 64);
+    let there = |shape: &[usize], seed: u64| normal(shape, seed, 0.1)?.to_dtype(DType::BF16)?.to_device(&device);
+    let (x, w, bias) = (there(&[b, t, d], 1)?, there(&[3 * d, d], 2)?, there(&[3 * d], 3)?);
+    let (shift, scale) = (there(&[b, d], 4)?, there(&[b, d], 5)?);
+    let f = |x: &Tensor| {
+        let h = fpdm_kernels::layer_norm_modulate(x, &shift, &scale, 1e-6)?;
+        fpdm_kernels::attention(&fpdm_kernels::linear(&h, &w, Some(&bias))?, heads)
+    };
+    let graph = Graph::record(&device, || Ok(vec![f(&x)?]))?;
+    for seed in 0..1000 {
+        let fresh = there(&[b, t, d], 100 + seed)?;
+        if seed % 100 == 50 {
+            Graph::set(&w, &there(&[3 * d, d], 5000 + seed)?)?;
+        }
+        Graph::set(&x, &fresh)?;
+        let got = graph.replay()?[0].copy()?;
+        let expected = f(&fresh)?;
+        let far = (got.to_dtype(DType::F32)? - expected.to_dtype(DType::F32)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert_eq!(far, 0., "replay {seed}");
+    }
+    assert!(Graph::set(&x, &w).unwrap_err().to_string().contains("expected"));
     Ok(())
 }
 
