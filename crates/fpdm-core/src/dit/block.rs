@@ -31,6 +31,16 @@ pub struct Modulation {
 }
 
 impl Modulation {
+    /// Those of the samples that `index`, `(N)` in u32, names.
+    pub(super) fn rows(&self, index: &Tensor) -> Result<Self> {
+        let pick = |parts: &[Tensor; 3]| -> Result<[Tensor; 3]> {
+            let [a, b, c] = parts;
+            let pick = |t: &Tensor| t.contiguous()?.index_select(index, 0);
+            Ok([pick(a)?, pick(b)?, pick(c)?])
+        };
+        Ok(Self { attention: pick(&self.attention)?, mlp: pick(&self.mlp)? })
+    }
+
     pub(super) fn detach(&self) -> Self {
         Self { attention: self.attention.clone().map(|t| t.detach()), mlp: self.mlp.clone().map(|t| t.detach()) }
     }
