@@ -15,7 +15,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) num: Option<u64>,
     /// Pictures at a time; they do not depend on it.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 16)]
     pub(crate) batch: usize,
     /// The number of the first picture: picture i depends on the seed and i alone.
     #[arg(long, default_value_t = 0)]

@@ -63,10 +63,13 @@ fn single(z: &Tensor) -> Result<Vec<Tensor>> {
 /// The map for the samples that go on; the image of others is their point, for a solver that still holds the whole batch.
 struct Remaining<'m> {
     map: &'m Arc<dyn FixedPointMap>,
-    /// Those rows, and the map for them alone; all of them where the map cannot be cut.
-    cut: Mutex<Option<(Vec<usize>, Arc<dyn FixedPointMap>)>>,
+    /// All of them, or a map that cannot be cut: nothing.
+    cut: Mutex<Option<Cut>>,
     calls: AtomicUsize,
 }
+
+/// Rows, and the map for them alone.
+type Cut = (Vec<usize>, Arc<dyn FixedPointMap>);
 
 impl Remaining<'_> {
     fn keep(&self, rows: &[usize]) -> Result<()> {
