@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::checkpoint::write_text;
-use fpdm_core::dit::{Config, Labels, Size, init, perturb_gates};
+use fpdm_core::dit::{Architecture, Config, Labels, Size, init, perturb_gates};
 use fpdm_core::{CodecId, Diffusion, Normalisation, Parameterization, Recommended, params};
 use serde_json::{Value, json};
 
@@ -93,25 +93,26 @@ fn from_images_to_samples() -> Result<()> {
     Ok(())
 }
 
-/// A folder with a random network on 8×8 pixels, and what it says of its training.
-fn random(folder: &Path, labels: Labels, diffusion: Option<&Diffusion>) -> Result<()> {
-    let config = Config {
-        input_size: [8, 8],
-        in_channels: 3,
-        hidden_size: 32,
-        num_heads: 2,
-        labels,
-        ..Config::fpdm(Size::S, 2)
-    };
+/// A network on 8×8 pixels.
+fn small(labels: Labels) -> Config {
+    Config { input_size: [8, 8], in_channels: 3, hidden_size: 32, num_heads: 2, labels, ..Config::fpdm(Size::S, 2) }
+}
+
+/// A folder with random weights, and what it says of their training.
+fn save(folder: &Path, config: &Config, diffusion: Option<&Diffusion>) -> Result<()> {
     std::fs::create_dir_all(folder)?;
-    let weights = init(&config, 3, DType::F32, &Device::Cpu)?;
-    perturb_gates(&config, &weights, 4, 0.1)?;
+    let weights = init(config, 3, DType::F32, &Device::Cpu)?;
+    perturb_gates(config, &weights, 4, 0.1)?;
     params::save(&weights, folder.join("model.safetensors"))?;
     write_text(folder.join("config.json"), &config.to_json())?;
     if let Some(diffusion) = diffusion {
         write_text(folder.join(Diffusion::FILE), &diffusion.to_json())?;
     }
     Ok(())
+}
+
+fn random(folder: &Path, labels: Labels, diffusion: Option<&Diffusion>) -> Result<()> {
+    save(folder, &small(labels), diffusion)
 }
 
 /// The account of a run.
@@ -350,6 +351,72 @@ fn bad_input_is_refused_before_any_work() -> Result<()> {
     assert!(error.contains("none") && error.contains("org/name"), "{error}");
     let error = fails("sweep", &["--weights", text(&model), "--budget", "80", "--out", text(&out)])?;
     assert!(error.contains("--budgets"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn weights_are_taken_from_the_hub_at_a_revision() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (cache, out) = (folder.path().join("cache"), folder.path().join("out"));
+    let repo = cache.join("models--org--name");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let said = Diffusion {
+        recommended: Recommended { steps: Some(3), ..Default::default() },
+        ..Diffusion::new(Parameterization::X0, "cosine".parse()?)
+    };
+    random(&repo.join("snapshots").join(commit), Labels::Classes(1), Some(&said))?;
+    std::fs::create_dir_all(repo.join("refs"))?;
+    std::fs::write(repo.join("refs/v1"), commit)?;
+    let draw = |revision: &str| -> Result<Output> {
+        let flags = ["--hub", "org/name", "--revision", revision, "--num", "1", "--out", text(&out)];
+        Ok(example("sample_ffhq")?.args(flags).env("HF_HUB_CACHE", &cache).output()?)
+    };
+    for revision in ["v1", commit] {
+        let output = draw(revision)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let settings = account(&out)?["settings"].clone();
+        assert_eq!((&settings["prediction"], &settings["steps"]), (&json!("x0"), &json!(3)));
+    }
+    let output = draw("v2")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("org/name@v2") && error.contains("HF_HUB_OFFLINE"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn imagenet_classes_have_names() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (model, out) = (folder.path().join("model"), folder.path().join("out"));
+    // A DiT: without diffusion.json it is taken for the released one.
+    let depth = Config {
+        architecture: Architecture::Dit,
+        depth: 2,
+        pre_depth: 0,
+        group: 0,
+        post_depth: 0,
+        ..small(Labels::Classes(1000))
+    };
+    save(&model, &depth, None)?;
+    let flags = ["--weights", text(&model), "--steps", "2", "--out", text(&out)];
+    run("sample", &[&flags[..], &["--num", "3", "--label", "golden retriever", "--label", "985"]].concat())?;
+    let account = account(&out)?;
+    let labels: Vec<_> = (0..3).map(|i| account["pictures"][i]["label"].as_u64()).collect();
+    assert_eq!(labels, [Some(207), Some(985), Some(207)]);
+    assert_eq!(account["pictures"][1]["name"], json!("daisy"));
+    assert_eq!(
+        (&account["settings"]["prediction"], &account["pictures"][0]["cost"]["block_passes"]),
+        (&json!("eps"), &json!(4))
+    );
+    // A name of several classes, and none.
+    for (name, word) in [("crane", "several"), ("unicorn", "--list-labels")] {
+        let error = fails("sample", &[&flags[..], &["--label", name]].concat())?;
+        assert!(error.contains(name) && error.contains(word), "{error}");
+    }
+    // A codec for other latents.
+    let four = folder.path().join("four");
+    save(&four, &Config { in_channels: 4, ..small(Labels::Classes(1)) }, None)?;
+    let error = fails("sample", &["--weights", text(&four), "--codec", "pixels", "--out", text(&out)])?;
+    assert!(error.contains("--codec pixels") && error.contains("4 channels"), "{error}");
     Ok(())
 }
 
