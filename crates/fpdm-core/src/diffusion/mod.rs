@@ -176,7 +176,7 @@ mod tests {
             (v(r#", "codec": { "factor": 8 }"#), &["codec", "`id`"]),
             (v("").replace("\"v\"", "\"noise\""), &["prediction", "`noise`"]),
             (v("").replace("flow", "sigmoid"), &["schedule", "`sigmoid`"]),
-            (v("").replace("\"flow\": {}", r#""linear": { "last": 2 }"#), &["schedule", "2"]),
+            (v("").replace("\"flow\": {}", r#""linear": { "last": 2 }"#), &["schedule", "`last`", "2"]),
             (v("").replace("\"flow\": {}", r#""linear": { "steps": "x" }"#), &["schedule.linear.steps"]),
             (v("").replace("\"flow\": {}", r#""flow": { "steps": -1 }"#), &["schedule", "-1"]),
             (r#"{ "prediction": "v" }"#.to_owned(), &["`schedule`"]),

@@ -105,6 +105,16 @@ impl Schedule {
         {
             return Err(Error::config("steps", format!("{steps} times are out of range; use at most {MOST}")));
         }
+        if let Self::Linear { first, last, .. } = *self {
+            for (field, beta) in [("first", first), ("last", last)] {
+                if !(beta > 0. && beta < 1.) {
+                    return Err(Error::config(
+                        field,
+                        format!("{beta} is outside (0, 1); 0.0001 and 0.02 are published"),
+                    ));
+                }
+            }
+        }
         let (vp, zero) = match *self {
             Self::Linear { first, last, steps, zero_terminal_snr } => {
                 (Vp::linear(first, last, steps)?, zero_terminal_snr)
