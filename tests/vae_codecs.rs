@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use fpdm_vae::{
     AutoencoderKl, KlConfig, LatentCodec, Pixels, Result, Sliced, Tiled, Tiling, TinyAutoencoder, TinyConfig, open,
+    open_bytes,
 };
 
 fn folder(name: &str) -> PathBuf {
@@ -29,6 +30,23 @@ fn waves(shape: (usize, usize, usize, usize)) -> Tensor {
         (x * 0.21 + k).sin() * 0.6 + (y * 0.17 - k).cos() * 0.4
     };
     Tensor::from_vec((0..b * c * h * w).map(at).collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_codec_opens_from_memory() -> Result<()> {
+    for name in ["codec_kl", "codec_tiny"] {
+        let config = std::fs::read_to_string(folder(name).join("config.json")).unwrap();
+        let weights = std::fs::read(folder(name).join("diffusion_pytorch_model.safetensors")).unwrap();
+        let opened = open_bytes("memory", &config, &weights, DType::F32, &Device::Cpu)?;
+        let x = waves((1, 3, 16, 24));
+        let z = codec(name).encode(&x)?.mean;
+        assert_eq!(largest(&opened.encode(&x)?.mean, &z), 0.);
+        assert_eq!(largest(&opened.decode(&z)?, &codec(name).decode(&z)?), 0.);
+        let short = open_bytes("memory", &config, &weights[..100], DType::F32, &Device::Cpu);
+        let error = short.err().expect("too short").to_string();
+        assert!(error.starts_with("memory: no safetensors"), "{error}");
+    }
+    Ok(())
 }
 
 #[test]

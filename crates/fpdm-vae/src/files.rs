@@ -106,19 +106,29 @@ fn halves_in(folder: &Path) -> Result<[String; 2]> {
 /// The tensors of a safetensors file, on the CPU.
 pub(crate) fn tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| {
+    tensors_of(&path.display().to_string(), &bytes)
+}
+
+/// The tensors of a safetensors file in memory, on the CPU.
+pub(crate) fn tensors_of(origin: &str, bytes: &[u8]) -> Result<HashMap<String, Tensor>> {
+    candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| {
         let why = e.to_string();
         let why = why.lines().next().unwrap_or_default();
-        Error::Weights { origin: path.display().to_string(), problems: vec![format!("no safetensors: {why}")] }
+        Error::Weights { origin: origin.to_owned(), problems: vec![format!("no safetensors: {why}")] }
     })
 }
 
 /// A JSON object.
 pub(crate) fn json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    match serde_json::from_str(&text) {
+    parse(&path.display().to_string(), &text)
+}
+
+/// A JSON object from its text.
+pub(crate) fn parse(origin: &str, text: &str) -> Result<Value> {
+    match serde_json::from_str(text) {
         Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(Error::config(path.display().to_string(), "expected an object")),
-        Err(e) => Err(Error::config(path.display().to_string(), format!("no JSON: {e}"))),
+        Ok(_) => Err(Error::config(origin, "expected an object")),
+        Err(e) => Err(Error::config(origin, format!("no JSON: {e}"))),
     }
 }

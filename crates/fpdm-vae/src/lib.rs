@@ -16,7 +16,7 @@ mod tiny;
 
 pub use fpdm_core::{Error, LatentCodec, Moments, Result};
 pub use kl::{AutoencoderKl, KlConfig, Posterior};
-pub use open::{open, open_with};
+pub use open::{open, open_bytes, open_with};
 pub use pixels::Pixels;
 pub use round_trip::round_trip;
 pub use sliced::Sliced;

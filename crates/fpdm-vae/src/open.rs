@@ -44,9 +44,7 @@ pub fn open_with(
     dtype: DType,
     device: &Device,
 ) -> Result<Box<dyn LatentCodec>> {
-    if !dtype.is_float() {
-        return Err(Error::config("dtype", format!("{dtype:?} cannot hold weights; use a floating point type")));
-    }
+    floating(dtype)?;
     let found = files::find(source, client)?;
     let tensors = match &found.weights {
         Weights::Whole(path) => files::tensors(path)?,
@@ -56,23 +54,57 @@ pub fn open_with(
         }
     };
     let config = found.config.as_deref().map(files::json).transpose()?;
-    let text = config.as_ref().map(Value::to_string);
-    match (kind(&found.origin, config.as_ref(), &tensors)?, text) {
+    build(&found.origin, config.as_ref(), tensors, dtype, device)
+}
+
+/// Opens the text of a codec's `config.json` and the bytes of its safetensors file, diffusers names: nothing is read
+/// from a disk. `origin` is for messages.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_bytes(
+    origin: &str,
+    config: &str,
+    weights: &[u8],
+    dtype: DType,
+    device: &Device,
+) -> Result<Box<dyn LatentCodec>> {
+    floating(dtype)?;
+    let config = files::parse(&format!("config.json of {origin}"), config)?;
+    build(origin, Some(&config), files::tensors_of(origin, weights)?, dtype, device)
+}
+
+fn floating(dtype: DType) -> Result<()> {
+    if dtype.is_float() {
+        return Ok(());
+    }
+    Err(Error::config("dtype", format!("{dtype:?} cannot hold weights; use a floating point type")))
+}
+
+fn build(
+    origin: &str,
+    config: Option<&Value>,
+    tensors: HashMap<String, Tensor>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Box<dyn LatentCodec>> {
+    let text = config.map(Value::to_string);
+    match (kind(origin, config, &tensors)?, text) {
         (Kind::Kl, Some(text)) => {
-            let config = named(KlConfig::from_json(&text), &found.origin)?;
-            Ok(Box::new(AutoencoderKl::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            let config = named(KlConfig::from_json(&text), origin)?;
+            Ok(Box::new(AutoencoderKl::from_tensors(config, origin, tensors, dtype, device)?))
         }
         (Kind::Kl, None) => Err(Error::Weights {
-            origin: found.origin,
+            origin: origin.to_owned(),
             problems: vec!["config.json is missing, which an AutoencoderKL needs; put it beside the weights".into()],
         }),
         (Kind::Tiny, Some(text)) => {
-            let config = named(TinyConfig::from_json(&text), &found.origin)?;
-            Ok(Box::new(TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            let config = named(TinyConfig::from_json(&text), origin)?;
+            Ok(Box::new(TinyAutoencoder::from_tensors(config, origin, tensors, dtype, device)?))
         }
         (Kind::Tiny, None) => {
             let config = TinyConfig::of_tensors(&tensors);
-            Ok(Box::new(TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            Ok(Box::new(TinyAutoencoder::from_tensors(config, origin, tensors, dtype, device)?))
         }
     }
 }
