@@ -29,12 +29,12 @@
 //! # Example
 //!
 //! ```
-//! use candle_core::{Device, Tensor, Var};
+//! use candle_core::{DType, Device, Tensor, Var};
 //!
 //! let device = Device::Cpu;
-//! let x = Tensor::randn(0f32, 1., (2, 16, 32), &device)?;
-//! let w = Var::randn(0f32, 0.1, (64, 32), &device)?;
-//! let b = Var::zeros(64, candle_core::DType::F32, &device)?;
+//! let x = Tensor::arange(0f32, 1024., &device)?.sin()?.reshape((2, 16, 32))?;
+//! let w = Var::from_tensor(&(Tensor::arange(0f32, 2048., &device)?.cos()? * 0.1)?.reshape((64, 32))?)?;
+//! let b = Var::zeros(64, DType::F32, &device)?;
 //!
 //! let y = fpdm_kernels::linear_gelu(&x, &w, Some(&b))?; // (2, 16, 64)
 //! let reference = fpdm_kernels::composed::linear_gelu(&x, &w, Some(&b))?;

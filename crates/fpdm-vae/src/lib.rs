@@ -3,6 +3,7 @@
 mod check;
 mod conv;
 mod files;
+mod fresh;
 mod group_norm;
 pub mod image;
 mod kl;
@@ -15,6 +16,7 @@ mod tiled;
 mod tiny;
 
 pub use fpdm_core::{Error, LatentCodec, Moments, Result};
+pub use fresh::fresh;
 pub use kl::{AutoencoderKl, KlConfig, Posterior};
 pub use open::{open, open_with};
 pub use pixels::Pixels;
