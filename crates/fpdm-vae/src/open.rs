@@ -14,8 +14,9 @@ use crate::{AutoencoderKl, KlConfig, Pixels, TinyAutoencoder, TinyConfig};
 /// wanted), a folder or a file.
 ///
 /// Looked for are `config.json` with `diffusion_pytorch_model.safetensors` (or `.fp16.`), at the top or in `vae/` as
-/// pipelines have it, and the pair of original files of TAESD. The kind is what `_class_name` says, or the fields of the
-/// config, or the names of the tensors. Weights are cast to `dtype`.
+/// pipelines have it, the same as `.bin`, and the pair of original files of TAESD, in safetensors or as `torch.save`
+/// writes them; where a folder has several pairs, one file of the wanted one is named. The kind is what `_class_name`
+/// says, or the fields of the config, or the names of the tensors. Weights are cast to `dtype`.
 ///
 /// # Errors
 /// [`Error::Config`] if the text is no source, the class is unknown or a value of the config cannot be used,

@@ -32,6 +32,7 @@ mod infer;
 mod layout;
 mod open;
 mod safetensors;
+mod tensors;
 mod torch;
 mod write;
 
@@ -41,4 +42,5 @@ pub use infer::{Untold, diffusers_config};
 pub use layout::Layout;
 pub use open::{Checkpoint, Which};
 pub(crate) use safetensors::Safetensors;
+pub use tensors::read_tensors;
 pub use write::{write_safetensors, write_text, write_torch};

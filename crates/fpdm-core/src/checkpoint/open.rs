@@ -179,13 +179,13 @@ impl SimpleBackend for Checkpoint {
     }
 }
 
-enum Kind {
+pub(super) enum Kind {
     Safetensors,
     Torch,
 }
 
 /// By content: names of files say little.
-fn kind(path: &Path) -> Result<Kind> {
+pub(super) fn kind(path: &Path) -> Result<Kind> {
     let mut head = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     file.take(16).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;

@@ -100,7 +100,7 @@ impl TinyAutoencoder {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let tensors = names::from_original(encoder, decoder)?;
+        let tensors = names::from_original(origin, encoder, decoder)?;
         Self::from_tensors(TinyConfig::of_tensors(&tensors), origin, tensors, dtype, device)
     }
 
