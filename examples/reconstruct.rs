@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use clap::Parser;
 use fpdm_vae::image::{self, DEFAULT_MAX_PIXELS};
-use fpdm_vae::{LatentCodec, Tiled, Tiling, open, round_trip};
+use fpdm_vae::{open, open_tiled, round_trip};
 
 #[derive(Parser)]
 #[command(about = "Encodes and decodes pictures; writes before/after pairs and prints the PSNR of each")]
@@ -37,11 +37,11 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let mut codec: Box<dyn LatentCodec> = open(&args.codec, DType::F32, &Device::Cpu)?;
-    if args.tile > 0 {
-        let factor = if args.codec == "pixels" { 1 } else { 8 };
-        codec = Box::new(Tiled::new(codec, Tiling { tile: args.tile, overlap: args.tile / 4, factor })?);
-    }
+    let (f32, cpu) = (DType::F32, Device::Cpu);
+    let codec = match args.tile {
+        0 => open(&args.codec, f32, &cpu)?,
+        tile => open_tiled(&args.codec, tile, tile / 4, f32, &cpu)?,
+    };
     let mut pairs = Vec::new();
     for path in &args.images {
         let before = image::center_crop(&image::read(path, args.max_pixels)?, args.size)?;

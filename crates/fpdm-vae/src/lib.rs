@@ -7,6 +7,7 @@ mod fresh;
 mod group_norm;
 pub mod image;
 mod kl;
+mod norms;
 mod open;
 mod pixels;
 mod round_trip;
@@ -17,8 +18,8 @@ mod tiny;
 
 pub use fpdm_core::{Error, LatentCodec, Moments, Result};
 pub use fresh::fresh;
-pub use kl::{AutoencoderKl, KlConfig, Posterior};
-pub use open::{open, open_with};
+pub use kl::{AutoencoderKl, KlConfig, Posterior, TiledKl};
+pub use open::{open, open_tiled, open_with};
 pub use pixels::Pixels;
 pub use round_trip::round_trip;
 pub use sliced::Sliced;

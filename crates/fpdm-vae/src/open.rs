@@ -8,7 +8,7 @@ use fpdm_core::{Error, LatentCodec, Result};
 use serde_json::Value;
 
 use crate::files::{self, Weights};
-use crate::{AutoencoderKl, KlConfig, Pixels, TinyAutoencoder, TinyConfig};
+use crate::{AutoencoderKl, KlConfig, Pixels, Tiled, TiledKl, Tiling, TinyAutoencoder, TinyConfig};
 
 /// Opens a codec: `pixels`, a Hub repository (`stabilityai/sd-vae-ft-mse`, `madebyollin/taesd`, with `@revision` if
 /// wanted), a folder or a file.
@@ -23,16 +23,7 @@ use crate::{AutoencoderKl, KlConfig, Pixels, TinyAutoencoder, TinyConfig};
 /// [`Error::Weights`] with all missing, misshapen and unknown tensors, [`Error::Hub`] and [`Error::Io`] if a file cannot be
 /// had.
 pub fn open(source: &str, dtype: DType, device: &Device) -> Result<Box<dyn LatentCodec>> {
-    if source == "pixels" {
-        return Ok(Box::new(Pixels));
-    }
-    let source = Source::parse(source)?;
-    let client = match source {
-        // Needs no cache, so no home directory either.
-        Source::Folder(_) | Source::File(_) => Hub { offline: true, ..Hub::new("") },
-        Source::Hub { .. } => Hub::from_env()?,
-    };
-    open_with(&source, &client, dtype, device)
+    Ok(opened(source, dtype, device)?.whole())
 }
 
 /// The same with a Hub of one's own.
@@ -45,6 +36,68 @@ pub fn open_with(
     dtype: DType,
     device: &Device,
 ) -> Result<Box<dyn LatentCodec>> {
+    Ok(load(source, client, dtype, device)?.whole())
+}
+
+/// What it takes until a picture of uneven contrast is within half a step of 8 bits, docs/codecs.md.
+const PASSES: usize = 4;
+
+/// Opens a codec that sees one tile of `tile` latents at a time, of which neighbours share `overlap`: a
+/// [`Tiled`](crate::Tiled), or a [`TiledKl`](crate::TiledKl) with four passes.
+///
+/// # Errors
+/// Those of [`open`], and [`Error::Config`] for tiles that cannot be used.
+pub fn open_tiled(
+    source: &str,
+    tile: usize,
+    overlap: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Box<dyn LatentCodec>> {
+    let tiling = |factor| Tiling { tile, overlap, factor };
+    Ok(match opened(source, dtype, device)? {
+        Opened::Kl(codec) => {
+            let factor = codec.config().factor();
+            Box::new(TiledKl::new(codec, tiling(factor), PASSES)?)
+        }
+        Opened::Tiny(codec) => {
+            let factor = codec.config().factor();
+            Box::new(Tiled::new(Box::new(codec), tiling(factor))?)
+        }
+        Opened::Pixels => Box::new(Tiled::new(Box::new(Pixels), tiling(1))?),
+    })
+}
+
+enum Opened {
+    Kl(AutoencoderKl),
+    Tiny(TinyAutoencoder),
+    Pixels,
+}
+
+impl Opened {
+    fn whole(self) -> Box<dyn LatentCodec> {
+        match self {
+            Opened::Kl(codec) => Box::new(codec),
+            Opened::Tiny(codec) => Box::new(codec),
+            Opened::Pixels => Box::new(Pixels),
+        }
+    }
+}
+
+fn opened(source: &str, dtype: DType, device: &Device) -> Result<Opened> {
+    if source == "pixels" {
+        return Ok(Opened::Pixels);
+    }
+    let source = Source::parse(source)?;
+    let client = match source {
+        // Needs no cache, so no home directory either.
+        Source::Folder(_) | Source::File(_) => Hub { offline: true, ..Hub::new("") },
+        Source::Hub { .. } => Hub::from_env()?,
+    };
+    load(&source, &client, dtype, device)
+}
+
+fn load(source: &Source, client: &dyn HubClient, dtype: DType, device: &Device) -> Result<Opened> {
     if !dtype.is_float() {
         return Err(Error::config("dtype", format!("{dtype:?} cannot hold weights; use a floating point type")));
     }
@@ -53,7 +106,8 @@ pub fn open_with(
         Weights::Whole(path) => files::tensors(path)?,
         Weights::Halves { encoder, decoder } => {
             let (encoder, decoder) = (files::tensors(encoder)?, files::tensors(decoder)?);
-            return Ok(Box::new(TinyAutoencoder::from_original(&found.origin, encoder, decoder, dtype, device)?));
+            let codec = TinyAutoencoder::from_original(&found.origin, encoder, decoder, dtype, device)?;
+            return Ok(Opened::Tiny(codec));
         }
     };
     let config = found.config.as_deref().map(files::json).transpose()?;
@@ -61,7 +115,7 @@ pub fn open_with(
     match (kind(&found.origin, config.as_ref(), &tensors)?, text) {
         (Kind::Kl, Some(text)) => {
             let config = named(KlConfig::from_json(&text), &found.origin)?;
-            Ok(Box::new(AutoencoderKl::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            AutoencoderKl::from_tensors(config, &found.origin, tensors, dtype, device).map(Opened::Kl)
         }
         (Kind::Kl, None) => Err(Error::Weights {
             origin: found.origin,
@@ -69,11 +123,11 @@ pub fn open_with(
         }),
         (Kind::Tiny, Some(text)) => {
             let config = named(TinyConfig::from_json(&text), &found.origin)?;
-            Ok(Box::new(TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device).map(Opened::Tiny)
         }
         (Kind::Tiny, None) => {
             let config = TinyConfig::of_tensors(&tensors);
-            Ok(Box::new(TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device).map(Opened::Tiny)
         }
     }
 }
