@@ -20,9 +20,9 @@ fn main() -> fpdm_vae::Result<()> {
     let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
     let codec = AutoencoderKl::new(KlConfig::stable_diffusion(), vb)?;
     let before = peak();
-    let codec: Box<dyn LatentCodec> = match numbers.as_slice() {
-        &[_, tile, overlap] => Box::new(Tiled::new(Box::new(codec), Tiling { tile, overlap, factor: 8 })?),
-        &[_, tile, overlap, passes, ..] => Box::new(TiledKl::new(codec, Tiling { tile, overlap, factor: 8 }, passes)?),
+    let codec: Box<dyn LatentCodec> = match *numbers.as_slice() {
+        [_, tile, overlap] => Box::new(Tiled::new(Box::new(codec), Tiling { tile, overlap, factor: 8 })?),
+        [_, tile, overlap, passes, ..] => Box::new(TiledKl::new(codec, Tiling { tile, overlap, factor: 8 }, passes)?),
         _ => Box::new(codec),
     };
     let start = Instant::now();

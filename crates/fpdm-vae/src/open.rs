@@ -58,27 +58,27 @@ pub fn open_tiled(
     Ok(match opened(source, dtype, device)? {
         Opened::Kl(codec) => {
             let factor = codec.config().factor();
-            Box::new(TiledKl::new(codec, tiling(factor), PASSES)?)
+            Box::new(TiledKl::new(*codec, tiling(factor), PASSES)?)
         }
         Opened::Tiny(codec) => {
             let factor = codec.config().factor();
-            Box::new(Tiled::new(Box::new(codec), tiling(factor))?)
+            Box::new(Tiled::new(codec, tiling(factor))?)
         }
         Opened::Pixels => Box::new(Tiled::new(Box::new(Pixels), tiling(1))?),
     })
 }
 
 enum Opened {
-    Kl(AutoencoderKl),
-    Tiny(TinyAutoencoder),
+    Kl(Box<AutoencoderKl>),
+    Tiny(Box<TinyAutoencoder>),
     Pixels,
 }
 
 impl Opened {
     fn whole(self) -> Box<dyn LatentCodec> {
         match self {
-            Opened::Kl(codec) => Box::new(codec),
-            Opened::Tiny(codec) => Box::new(codec),
+            Opened::Kl(codec) => codec,
+            Opened::Tiny(codec) => codec,
             Opened::Pixels => Box::new(Pixels),
         }
     }
@@ -107,7 +107,7 @@ fn load(source: &Source, client: &dyn HubClient, dtype: DType, device: &Device) 
         Weights::Halves { encoder, decoder } => {
             let (encoder, decoder) = (files::tensors(encoder)?, files::tensors(decoder)?);
             let codec = TinyAutoencoder::from_original(&found.origin, encoder, decoder, dtype, device)?;
-            return Ok(Opened::Tiny(codec));
+            return Ok(Opened::Tiny(Box::new(codec)));
         }
     };
     let config = found.config.as_deref().map(files::json).transpose()?;
@@ -115,7 +115,8 @@ fn load(source: &Source, client: &dyn HubClient, dtype: DType, device: &Device) 
     match (kind(&found.origin, config.as_ref(), &tensors)?, text) {
         (Kind::Kl, Some(text)) => {
             let config = named(KlConfig::from_json(&text), &found.origin)?;
-            AutoencoderKl::from_tensors(config, &found.origin, tensors, dtype, device).map(Opened::Kl)
+            AutoencoderKl::from_tensors(config, &found.origin, tensors, dtype, device)
+                .map(|kl| Opened::Kl(Box::new(kl)))
         }
         (Kind::Kl, None) => Err(Error::Weights {
             origin: found.origin,
@@ -123,11 +124,13 @@ fn load(source: &Source, client: &dyn HubClient, dtype: DType, device: &Device) 
         }),
         (Kind::Tiny, Some(text)) => {
             let config = named(TinyConfig::from_json(&text), &found.origin)?;
-            TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device).map(Opened::Tiny)
+            TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)
+                .map(|tiny| Opened::Tiny(Box::new(tiny)))
         }
         (Kind::Tiny, None) => {
             let config = TinyConfig::of_tensors(&tensors);
-            TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device).map(Opened::Tiny)
+            TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)
+                .map(|tiny| Opened::Tiny(Box::new(tiny)))
         }
     }
 }
