@@ -89,6 +89,20 @@ fn samples_follow_the_seed_and_not_the_batch() -> Result<()> {
     Ok(())
 }
 
+/// As the original does, so that neither a deviation nor a density overflows.
+#[test]
+fn log_variances_are_clamped() -> Result<()> {
+    let text = std::fs::read_to_string(folder("codec_kl").join("config.json")).unwrap();
+    let path = folder("codec_kl").join("diffusion_pytorch_model.safetensors");
+    let mut weights = candle_core::safetensors::load(path, &Device::Cpu)?;
+    let bias = [0f32, 0., 0., 0., 100., -100., 90., -90.];
+    weights.insert("quant_conv.bias".into(), Tensor::new(&bias, &Device::Cpu)?);
+    let codec = AutoencoderKl::from_tensors(KlConfig::from_json(&text)?, "kl", weights, DType::F32, &Device::Cpu)?;
+    let log_var = codec.posterior(&waves((1, 3, 16, 16)))?.log_var.mean((0, 2, 3))?.to_vec1::<f32>()?;
+    assert_eq!(log_var, [20., -30., 20., -30.]);
+    Ok(())
+}
+
 /// One step of plain descent lowers the loss, and every weight gets a gradient.
 #[test]
 fn a_tiny_autoencoder_learns() -> Result<()> {

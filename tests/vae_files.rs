@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::checkpoint::{Which, read_tensors, write_torch};
-use fpdm_vae::{LatentCodec, Result, open};
+use fpdm_core::hub::{HubClient, Progress, RemoteFile, Source};
+use fpdm_vae::{LatentCodec, Result, open, open_with};
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -100,6 +101,47 @@ fn original_pairs_are_codecs() -> Result<()> {
     std::fs::remove_file(alone.path().join("encoder.pth")).unwrap();
     let said = message(alone.path());
     assert!(said.contains("a pair *encoder and *decoder") && said.contains(".pth"), "{said}");
+    Ok(())
+}
+
+/// A Hub of one repository, which is a folder.
+struct Repository(PathBuf);
+
+impl HubClient for Repository {
+    fn find(&self, file: RemoteFile, _: &mut dyn FnMut(Progress)) -> Result<Option<PathBuf>> {
+        assert_eq!((file.repo, file.revision), ("madebyollin/taesd", "main"));
+        Ok(Some(self.0.join(file.path)).filter(|path| path.is_file()))
+    }
+}
+
+#[test]
+fn repositories_are_codecs() -> Result<()> {
+    let hub = |folder: &Path, name: &str| -> Result<Box<dyn LatentCodec>> {
+        open_with(&Source::parse(name)?, &Repository(folder.to_path_buf()), DType::F32, &Device::Cpu)
+    };
+    let name = "madebyollin/taesd";
+    for codec_name in ["codec_kl", "codec_tiny"] {
+        let expected = codec(&folder(codec_name))?;
+        assert!(same(&*hub(&folder(codec_name), name)?, &*expected)?, "{codec_name}");
+        // A whole pipeline.
+        let to = tempfile::tempdir().unwrap();
+        std::fs::create_dir(to.path().join("vae")).unwrap();
+        for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+            std::fs::copy(folder(codec_name).join(file), to.path().join("vae").join(file)).unwrap();
+        }
+        assert!(same(&*hub(to.path(), name)?, &*expected)?, "{codec_name} in vae/");
+        assert!(same(&*codec(to.path())?, &*expected)?, "{codec_name} in vae/, a folder");
+        let file = format!("{name}/vae/diffusion_pytorch_model.safetensors");
+        assert!(same(&*hub(to.path(), &file)?, &*expected)?, "{codec_name}, its file");
+    }
+    let expected = codec(&folder("codec_tiny"))?;
+    let to = tempfile::tempdir().unwrap();
+    write_pair(to.path(), "taesd_", ".pth")?;
+    write_pair(to.path(), "taesd3_", ".pth")?;
+    assert!(same(&*hub(to.path(), name)?, &*expected)?);
+    assert!(same(&*hub(to.path(), "madebyollin/taesd/taesd3_decoder.pth")?, &*expected)?);
+    let said = hub(to.path(), "madebyollin/taesd/taesdxl_decoder.pth").err().unwrap().to_string();
+    assert!(said.contains("taesdxl_decoder.pth") && said.contains("404"), "{said}");
     Ok(())
 }
 
