@@ -15,11 +15,11 @@ use rand_distr::StandardNormal;
 /// use candle_nn::VarMap;
 /// use fpdm_vae::{TinyAutoencoder, TinyConfig, fresh};
 ///
-/// let sum = |seed| {
+/// let sum = |seed| -> fpdm_vae::Result<f32> {
 ///     let vars = VarMap::new();
 ///     TinyAutoencoder::new(TinyConfig::default(), fresh(&vars, seed, DType::F32, &Device::Cpu))?;
-///     let sum = vars.data().lock().unwrap()["decoder.layers.0.weight"].abs()?.sum_all()?.to_scalar::<f32>()?;
-///     fpdm_vae::Result::Ok(sum)
+///     let sum = vars.data().lock().unwrap()["decoder.layers.0.weight"].abs()?.sum_all()?.to_scalar()?;
+///     Ok(sum)
 /// };
 /// assert!(sum(1)? == sum(1)? && sum(1)? != sum(2)?);
 /// # fpdm_vae::Result::<()>::Ok(())
