@@ -160,6 +160,17 @@ fn the_crop_is_the_centre() -> Result<()> {
     Ok(())
 }
 
+/// Byte for byte what Pillow 10.4 to 12.0 makes: `tests/fixtures/crops.py`.
+#[test]
+fn crops_are_those_of_pillow() -> Result<()> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/crops");
+    for (w, h, side) in [(64, 64, 24), (93, 70, 16), (65, 200, 32), (10, 7, 24), (129, 64, 31), (37, 53, 37)] {
+        let expected = read(folder.join(format!("{w}x{h}-{side}.png")), DEFAULT_MAX_PIXELS)?;
+        assert!(center_crop(&noise(w, h), side)? == expected, "{w}x{h} at {side}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_grid_has_padding_all_around() -> Result<()> {
     let pictures: Vec<Picture> = (1..=3).map(|v| Picture::new(2, 1, vec![v; 6])).collect::<Result<_>>()?;
