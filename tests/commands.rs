@@ -160,6 +160,63 @@ fn training_takes_every_estimator_source_and_network() -> Result<()> {
 }
 
 #[test]
+fn from_images_to_a_codec() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| -> PathBuf { folder.path().join(name) };
+    let images = at("images");
+    pictures(&images)?;
+    let tiny =
+        ["--held-out", "2", "--side", "16", "--crop", "8", "--batch-size", "2", "--readers", "2", "--device", "cpu"];
+    let small = ["--encoder-width", "8", "--encoder-blocks", "1,1", "--decoder-width", "12", "--decoder-blocks", "2,1"];
+    let often = ["--log-every", "1", "--eval-every", "2", "--save-every", "2", "--warmup", "0"];
+    let common = [&[text(&images)][..], &tiny, &small, &often].concat();
+    let run_to = |out: &Path, more: &[&str]| run("train_codec", &[&common[..], &["--out", text(out)], more].concat());
+    let log = |out: &Path| -> Result<Vec<serde_json::Value>> {
+        let lines = std::fs::read_to_string(out.join("log.jsonl"))?;
+        Ok(lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+
+    // A codec of its own: stopped and gone on with, it is the codec of a run that was not stopped.
+    let weights = |codec: &Path| std::fs::read(codec.join("diffusion_pytorch_model.safetensors"));
+    let losses = ["--laplacian-weight", "0.5", "--latent-noise", "0.1", "--decay", "constant"];
+    let (whole, parts, own, again) = (at("whole"), at("parts"), at("own"), at("again"));
+    run_to(&whole, &[&losses[..], &["--steps", "4", "--export", text(&own)]].concat())?;
+    run_to(&parts, &[&losses[..], &["--steps", "2"]].concat())?;
+    let error = fails("train_codec", &[&common[..], &losses, &["--out", text(&parts), "--steps", "4"]].concat())?;
+    assert!(error.contains("--resume"), "{error}");
+    run_to(&parts, &[&losses[..], &["--steps", "4", "--resume", "--export", text(&again)]].concat())?;
+    assert!(weights(&own)? == weights(&again)?, "a run that goes on is another run");
+    let lines = log(&parts)?;
+    assert_eq!(lines.iter().filter(|line| line["loss"].is_f64()).count(), 4, "one line a step, across the resume");
+    let last = lines.iter().rfind(|line| line["psnr"].is_f64()).context("no evaluation")?;
+    assert!(last["held_out"] == 2 && last["gradient_ratio"].as_f64().is_some_and(|ratio| ratio > 0.), "{last}");
+    assert!(parts.join("held_out.png").is_file());
+    run(
+        "reconstruct",
+        &[text(&images.join("0.png")), "--codec", text(&own), "--size", "16", "--out", text(&at("a.png"))],
+    )?;
+
+    // A decoder for the latents of that codec, with its encoder or another one.
+    let (decoder, both) = (at("decoder"), at("both"));
+    let of = ["--latents-of", text(&own), "--steps", "2", "--export-dtype", "f32", "--texture-weight", "0"];
+    run_to(&at("run-decoder"), &[&of[..], &["--export", text(&decoder)]].concat())?;
+    run_to(&at("run-both"), &[&of[..], &["--train-encoder", "--seconds", "600", "--export", text(&both)]].concat())?;
+    let tensor = |codec: &Path, name: &str| -> Result<Vec<f32>> {
+        let tensors = candle_core::safetensors::load(codec.join("diffusion_pytorch_model.safetensors"), &Device::Cpu)?;
+        Ok(tensors[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    };
+    let (encoder, first) = ("encoder.layers.0.weight", "decoder.layers.0.weight");
+    assert_eq!(tensor(&decoder, encoder)?, tensor(&own, encoder)?);
+    assert_ne!(tensor(&decoder, first)?, tensor(&own, first)?);
+    assert_ne!(tensor(&both, encoder)?, tensor(&own, encoder)?);
+    fpdm_vae::open(text(&both), DType::F32, &Device::Cpu)?;
+    let odd: Vec<&str> = common.iter().map(|argument| if *argument == "8" { "7" } else { argument }).collect();
+    let error = fails("train_codec", &[&odd[..], &["--out", text(&at("no"))]].concat())?;
+    assert!(error.contains("--crop: 7 is no positive multiple of 2") && !at("no").exists(), "{error}");
+    Ok(())
+}
+
+#[test]
 fn an_export_says_how_its_latents_were_normalised() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| -> PathBuf { folder.path().join(name) };

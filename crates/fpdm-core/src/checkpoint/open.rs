@@ -1,6 +1,6 @@
 //! A checkpoint, under our names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -200,20 +200,7 @@ impl SimpleBackend for Checkpoint {
     }
 }
 
-/// All tensors of a file, or of several shards, under the names and in the types that are stored, on the CPU: for
-/// networks that are not of this crate.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Weights`] for a file that is no safetensors and no `torch.save` archive, or is damaged.
-pub fn read_tensors<P: AsRef<Path>>(paths: &[P], which: Which) -> Result<HashMap<String, Tensor>> {
-    let Some(first) = paths.first().map(AsRef::as_ref) else {
-        return Err(broken("weights", "no file was given"));
-    };
-    let container = container(first, paths, which)?;
-    container.shapes().keys().map(|name| Ok((name.clone(), container.read(name)?))).collect()
-}
-
-fn container<P: AsRef<Path>>(first: &Path, paths: &[P], which: Which) -> Result<Arc<dyn Container>> {
+pub(super) fn container<P: AsRef<Path>>(first: &Path, paths: &[P], which: Which) -> Result<Arc<dyn Container>> {
     match (kind(first)?, paths.len()) {
         (Kind::Safetensors, _) => Ok(Arc::new(Safetensors::open(paths)?)),
         (Kind::Torch, 1) => Ok(Arc::new(Torch::open(first, which)?)),
