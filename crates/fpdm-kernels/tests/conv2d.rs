@@ -87,7 +87,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     norm((a - b).unwrap()) / norm(b.clone()).max(1e-3)
 }
 
-/// The same case in f64, without ReLU: the same numbers, but `y` and its gradients hardly round.
+/// The same case in f64, without ReLU and cap: the same numbers, but `y` and its gradients hardly round.
 fn exact(case: &Case) -> Result<Case> {
     let wide = |t: &Var| Var::from_tensor(&t.to_dtype(DType::F64)?);
     Ok(Case {
@@ -95,7 +95,7 @@ fn exact(case: &Case) -> Result<Case> {
         w: wide(&case.w)?,
         b: case.b.as_ref().map(wide).transpose()?,
         residual: case.residual.as_ref().map(wide).transpose()?,
-        how: Conv2d { relu: false, ..case.how },
+        how: Conv2d { relu: false, cap: None, ..case.how },
     })
 }
 
@@ -159,20 +159,25 @@ fn errors(s: &Sizes) -> Result<Vec<f64>> {
     let taps = s.kernel[0] * s.kernel[1];
     let terms = s.inputs * taps + usize::from(s.bias) + usize::from(s.residual);
     let (y, sums) = (exact.untracked(composed::conv2d)?, absolute.untracked(composed::conv2d)?);
-    let through = |t: &Tensor| if s.how.relu { t.relu() } else { Ok(t.clone()) };
+    let through = |t: &Tensor| {
+        let t = if s.how.relu { t.relu()? } else { t.clone() };
+        s.how.cap.map_or(Ok(t.clone()), |cap| t.minimum(f64::from(cap)))
+    };
     let mut worst = Vec::new();
     for got in [case.untracked(conv2d)?, case.result(conv2d)?] {
-        // A ReLU enlarges no error.
+        // ReLU and cap enlarge no error.
         worst.push(excess(&got.detach(), &through(&y)?, &sums, terms)?);
     }
-    // The ReLU's own choice: where a result is within its rounding of 0, either side is right.
+    // Their own choice: where a result is within its rounding of 0 or of the cap, either side is right.
     let g = random(y.dims(), DType::F32, &mut rand_chacha::ChaCha8Rng::seed_from_u64(7))?.detach();
-    let mask = if s.how.relu {
-        case.result(conv2d)?.detach().gt(0.)?.to_dtype(DType::F64)?
-    } else {
-        g.ones_like()?.to_dtype(DType::F64)?
-    };
-    let masked = (g.to_dtype(DType::F64)? * mask)?;
+    let got = case.result(conv2d)?.detach();
+    let mut masked = g.to_dtype(DType::F64)?;
+    if s.how.relu {
+        masked = (masked * got.gt(0.)?.to_dtype(DType::F64)?)?;
+    }
+    if let Some(cap) = s.how.cap {
+        masked = (masked * got.lt(f64::from(cap))?.to_dtype(DType::F64)?)?;
+    }
     let gradients = |case: &Case, g: &Tensor| -> Result<Vec<Tensor>> {
         // Where candle's gradient is not defined, ours in f64 is the judge, which `equals_differences` judges.
         let of = |op: Op| (case.result(op)? * g)?.sum_all()?.backward();

@@ -51,6 +51,7 @@ impl Normalisation {
     /// # Errors
     /// [`Error::Shape`] for numbers of another count of channels.
     pub fn apply(&self, latents: &Tensor) -> Result<Tensor> {
+        self.fits(latents)?;
         if self.is_identity() {
             return Ok(latents.clone());
         }
@@ -66,6 +67,7 @@ impl Normalisation {
     /// # Errors
     /// As [`Normalisation::apply`].
     pub fn undo(&self, x0: &Tensor) -> Result<Tensor> {
+        self.fits(x0)?;
         if self.is_identity() {
             return Ok(x0.clone());
         }
@@ -73,6 +75,14 @@ impl Normalisation {
             return Ok(x0.affine(*std, *mean)?);
         }
         Ok(x0.broadcast_mul(&row(&self.std, x0)?)?.broadcast_add(&row(&self.mean, x0)?)?)
+    }
+
+    fn fits(&self, x: &Tensor) -> Result<()> {
+        let channels = x.dim(1)?;
+        match [self.mean.len(), self.std.len()].into_iter().find(|&n| n != 1 && n != channels) {
+            Some(n) => Err(Error::shape("a normalisation: one number, or one a channel", channels, n)),
+            None => Ok(()),
+        }
     }
 
     /// Whether it changes nothing.
@@ -118,10 +128,6 @@ impl Normalisation {
 
 /// `(1, C, 1, 1)` or `(1, 1, 1, 1)`, like `x`.
 fn row(values: &[f64], x: &Tensor) -> Result<Tensor> {
-    let channels = x.dim(1)?;
-    if values.len() != 1 && values.len() != channels {
-        return Err(Error::shape("a normalisation: one number, or one a channel", channels, values.len()));
-    }
     let row = Tensor::new(values, &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
     Ok(row.reshape((1, values.len(), 1, 1))?)
 }
