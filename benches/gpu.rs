@@ -171,15 +171,8 @@ fn training(options: &Options, name: &str, memory: Memory, device: &Device) -> R
     let estimator = MultiStepJfb { without_grad: 6, with_grad: 6, memory, ..Default::default() };
     let settings = Settings { batch_size: batch, ema: vec![], max_grad_norm: None, ..Default::default() };
     let objective = Objective::published()?;
-    let mut trainer = Trainer::new(
-        model,
-        config.labels,
-        &weights,
-        objective,
-        Box::new(estimator),
-        settings,
-        serde_json::json!({}),
-    )?;
+    let mut trainer =
+        Trainer::new(model, config.labels, &weights, objective, Box::new(estimator), settings, serde_json::json!({}))?;
     let pairs = trainer.recipe().pairs(&source, 0)?.to_device(device)?;
     trainer.advance(&mut |_| Ok(pairs.clone()))?;
     device.synchronize()?;

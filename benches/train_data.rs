@@ -4,10 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use fpdm_core::dit::{Config, Fpdit, Labels, Size, init};
-use fpdm_core::{Moments, Result};
+use fpdm_core::{Moments, Normalisation, Result};
 use fpdm_train::{
-    DataSource, LatentIndex, LatentShard, LatentShards, MultiStepJfb, Normalisation, Normalised, Objective, Recipe,
-    Settings, Trainer,
+    DataSource, LatentIndex, LatentShard, LatentShards, MultiStepJfb, Normalised, Objective, Recipe, Settings, Trainer,
 };
 
 const SAMPLES: usize = 2048;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
+use fpdm_core::Diffusion;
 use fpdm_core::checkpoint::{
     Checkpoint, Layout, Untold, Which, diffusers_config, write_safetensors, write_text, write_torch,
 };
@@ -18,7 +19,7 @@ use fpdm_core::hub::{Hub, Source};
 use indicatif::{ProgressBar, ProgressStyle};
 
 #[derive(Parser)]
-#[command(about = "Converts weights between the published layouts and writes config.json beside them")]
+#[command(about = "Converts weights between the published layouts; config.json and diffusion.json go beside them")]
 struct Arguments {
     /// A file, a folder, org/name[@revision] or org/name/file[@revision].
     input: String,
@@ -73,7 +74,8 @@ enum Precision {
 fn main() -> Result<()> {
     let args = Arguments::parse();
     let config_path = args.output.with_file_name("config.json");
-    for path in [&args.output, &config_path] {
+    let diffusion_path = args.output.with_file_name(Diffusion::FILE);
+    for path in [&args.output, &config_path, &diffusion_path] {
         if path.exists() && !args.force {
             bail!("{} exists; choose another output or pass --force", path.display());
         }
@@ -99,6 +101,7 @@ fn main() -> Result<()> {
     checkpoint.check_finite()?;
     let config = config(&args, &checkpoint, found.config.as_deref())?;
     checkpoint.check_network(&config)?;
+    let diffusion = found.diffusion.as_deref().map(|path| diffusion(path, &config)).transpose()?;
     if let Some(folder) = args.output.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
     }
@@ -119,6 +122,12 @@ fn main() -> Result<()> {
         }
     };
     write_text(&config_path, &text)?;
+    match diffusion {
+        Some(diffusion) => write_text(&diffusion_path, &diffusion.to_json())?,
+        // With --force one may be there, which speaks of other weights.
+        None if diffusion_path.exists() => std::fs::remove_file(&diffusion_path)?,
+        None => {}
+    }
     println!(
         "{}: {:?}, {} tensors, {} parameters -> {}, {}",
         args.input,
@@ -129,6 +138,14 @@ fn main() -> Result<()> {
         config_path.display()
     );
     Ok(())
+}
+
+/// The `diffusion.json` beside the input.
+fn diffusion(path: &Path, config: &Config) -> Result<Diffusion> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let diffusion = Diffusion::from_json(&text).with_context(|| format!("{}", path.display()))?;
+    diffusion.check_network(config)?;
+    Ok(diffusion)
 }
 
 /// The `config.json` beside the input, if it is ours; else what the tensors, diffusers' and the arguments say.

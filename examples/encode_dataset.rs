@@ -4,14 +4,18 @@
 //! cargo run --release --example encode_dataset -- FOLDER_OR_TAR... --codec madebyollin/taesd --out latents
 //! ```
 //!
-//! Stopped and started again with the same arguments it goes on where it stopped.
+//! Stopped and started again with the same arguments it goes on where it stopped. Images are decoded on all cores.
+
+mod device;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use fpdm_train::{ImageFolder, ImageSource, LatentIndex, LatentShard, Part, TarShards};
+use fpdm_core::Error;
+use fpdm_train::{Ahead, ImageFolder, ImageSource, LatentIndex, LatentShard, Part, TarShards};
 use fpdm_vae::image::{DEFAULT_MAX_PIXELS, center_crop, decode, to_tensor};
 use fpdm_vae::{LatentCodec, Moments};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,22 +50,27 @@ struct Arguments {
     /// Stop after so many shards.
     #[arg(long)]
     shards: Option<usize>,
+    /// auto, cpu, cuda or metal: where the codec computes.
+    #[arg(long, default_value = "auto")]
+    device: String,
 }
 
 fn main() -> Result<()> {
     let args = Arguments::parse();
     ensure!(args.batch_size > 0 && args.shard_size > 0, "--batch-size and --shard-size must be 1 or more");
     ensure!((0. ..=1.).contains(&args.skip), "--skip: {} is no share; use 0 to 1", args.skip);
-    let source = images(&args)?;
-    let device = Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu);
+    let source: Arc<dyn ImageSource> = images(&args)?.into();
+    let device = device::open(&args.device)?;
     let codec = fpdm_vae::open(&args.codec, DType::F32, &device)?;
     let mut index = start(&args, &*source)?;
     let bar = ProgressBar::new(source.len() as u64).with_position(index.done() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} images {per_sec} {eta} left")?);
+    let decoded = decoded(&args, &source)?;
+    let encoding = Encoding { args: &args, source: &*source, decoded, codec: &*codec, device: &device, bar: &bar };
     let mut written = 0;
     while index.done() < source.len() && args.shards.is_none_or(|most| written < most) {
         let end = (index.done() + args.shard_size).min(source.len());
-        let shard = encode(&args, &*source, &*codec, index.done()..end, &mut index, &device, &bar)?;
+        let shard = encoding.shard(index.done()..end, &mut index)?;
         index.append(&args.out, &shard, end)?;
         written += 1;
     }
@@ -105,42 +114,65 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn encode(
-    args: &Arguments,
-    source: &dyn ImageSource,
-    codec: &dyn LatentCodec,
-    range: std::ops::Range<usize>,
-    index: &mut LatentIndex,
-    device: &Device,
-    bar: &ProgressBar,
-) -> Result<LatentShard> {
-    let (mut upright, mut flipped, mut classes) = (Vec::new(), Vec::new(), Vec::new());
-    let mut pending = Vec::new();
-    for i in range.clone() {
-        let (name, class) = source.entry(i);
-        match pixels(&name, &source.read(i)?, args.side) {
-            Ok(image) => {
-                pending.push(image);
-                classes.push(class);
-            }
-            Err(error) => {
-                index.skipped.insert(name.clone(), error.to_string());
-                let most = (args.skip * source.len() as f64) as usize;
-                if index.skipped.len() > most {
-                    return Err(error).context(format!("{name}; --skip {} allows {most} broken images", args.skip));
+/// An image, or why it cannot be decoded.
+type Decoded = fpdm_core::Result<Tensor>;
+
+/// Images of the source one after the other, read, decoded and cut on threads ahead of the codec. A file that cannot be
+/// read is an error of its own, not a broken image.
+fn decoded(args: &Arguments, source: &Arc<dyn ImageSource>) -> Result<Ahead<Decoded>> {
+    let (source, side) = (source.clone(), args.side);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Ahead::new(threads, threads.max(args.batch_size) * 2, move |i| {
+        let i = i as usize;
+        if i >= source.len() {
+            return Err(Error::config("data", format!("there is no image {i}")));
+        }
+        Ok(pixels(&source.entry(i).0, &source.read(i)?, side))
+    })?)
+}
+
+/// What all shards have in common.
+struct Encoding<'a> {
+    args: &'a Arguments,
+    source: &'a dyn ImageSource,
+    decoded: Ahead<Decoded>,
+    codec: &'a dyn LatentCodec,
+    device: &'a Device,
+    bar: &'a ProgressBar,
+}
+
+impl Encoding<'_> {
+    /// The shard of the images in `range`; the broken ones go to the index.
+    fn shard(&self, range: std::ops::Range<usize>, index: &mut LatentIndex) -> Result<LatentShard> {
+        let (mut upright, mut flipped, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut pending = Vec::new();
+        for i in range.clone() {
+            let (name, class) = self.source.entry(i);
+            match self.decoded.get(i as u64)? {
+                Ok(image) => {
+                    pending.push(image);
+                    classes.push(class);
+                }
+                Err(error) => {
+                    index.skipped.insert(name.clone(), error.to_string());
+                    let most = (self.args.skip * self.source.len() as f64) as usize;
+                    if index.skipped.len() > most {
+                        return Err(error)
+                            .context(format!("{name}; --skip {} allows {most} broken images", self.args.skip));
+                    }
                 }
             }
+            if pending.len() == self.args.batch_size || (i + 1 == range.end && !pending.is_empty()) {
+                let batch = Tensor::stack(&pending, 0)?.to_device(self.device)?;
+                upright.push(self.codec.encode(&batch)?);
+                flipped.push(self.codec.encode(&batch.flip(&[3])?)?);
+                pending.clear();
+            }
+            self.bar.inc(1);
         }
-        if pending.len() == args.batch_size || (i + 1 == range.end && !pending.is_empty()) {
-            let batch = Tensor::stack(&pending, 0)?.to_device(device)?;
-            upright.push(codec.encode(&batch)?);
-            flipped.push(codec.encode(&batch.flip(&[3])?)?);
-            pending.clear();
-        }
-        bar.inc(1);
+        ensure!(!classes.is_empty(), "images {range:?} are all broken; use a larger --shard-size or repair them");
+        Ok(LatentShard { upright: join(&upright)?, flipped: join(&flipped)?, classes })
     }
-    ensure!(!classes.is_empty(), "images {range:?} are all broken; use a larger --shard-size or repair them");
-    Ok(LatentShard { upright: join(&upright)?, flipped: join(&flipped)?, classes })
 }
 
 /// `(3, side, side)` in [-1, 1].

@@ -8,6 +8,7 @@
 //! of latents; `#A..B` takes a run of it. Features are kept in `--cache`, so that a second run with the same data only
 //! computes distances.
 
+mod device;
 mod evaluation;
 
 use anyhow::{Context, Result};
@@ -23,7 +24,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     options.check()?;
     fpdm_kernels::keep_freed_memory();
-    let device = options.device()?;
+    let device = device::open(&options.device)?;
     // Whatever can be refused is refused before any work.
     let samples = Set::open(&options.samples, &options, options.through.as_deref(), &device)?;
     let reference = Set::open(&options.reference, &options, None, &device)?;

@@ -4,13 +4,15 @@
 //! cargo run --release --example reconstruct -- photo.jpg face.png --codec madebyollin/taesd --size 256 --out pairs.png
 //! ```
 
+mod device;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use clap::Parser;
 use fpdm_vae::image::{self, DEFAULT_MAX_PIXELS};
-use fpdm_vae::{LatentCodec, Tiled, Tiling, open, round_trip};
+use fpdm_vae::{open, open_tiled, round_trip};
 
 #[derive(Parser)]
 #[command(about = "Encodes and decodes pictures; writes before/after pairs and prints the PSNR of each")]
@@ -33,19 +35,22 @@ struct Args {
     /// Largest number of pixels of a file
     #[arg(long, default_value_t = DEFAULT_MAX_PIXELS)]
     max_pixels: u64,
+    /// auto, cpu, cuda or metal
+    #[arg(long, default_value = "auto")]
+    device: String,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let mut codec: Box<dyn LatentCodec> = open(&args.codec, DType::F32, &Device::Cpu)?;
-    if args.tile > 0 {
-        let factor = if args.codec == "pixels" { 1 } else { 8 };
-        codec = Box::new(Tiled::new(codec, Tiling { tile: args.tile, overlap: args.tile / 4, factor })?);
-    }
+    let (f32, device) = (DType::F32, device::open(&args.device)?);
+    let codec = match args.tile {
+        0 => open(&args.codec, f32, &device)?,
+        tile => open_tiled(&args.codec, tile, tile / 4, f32, &device)?,
+    };
     let mut pairs = Vec::new();
     for path in &args.images {
         let before = image::center_crop(&image::read(path, args.max_pixels)?, args.size)?;
-        let x = image::to_tensor(&before, DType::F32, &Device::Cpu)?;
+        let x = image::to_tensor(&before, f32, &device)?;
         let y = round_trip(&*codec, &x)?;
         println!("{}\t{:.2} dB", path.display(), image::psnr(&x, &y)?);
         pairs.push(before);

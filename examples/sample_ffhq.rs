@@ -7,18 +7,16 @@
 //! Writes one PNG a picture, `grid.png`, and `samples.json` with every setting and cost. `docs/sampling.md` explains
 //! the flags.
 
+mod device;
 mod pictures;
 mod sampling;
 
-use std::path::Path;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
+use fpdm_core::dit::Labels;
 use pictures::options::Options;
-use pictures::run::Label;
-
-/// Where the default weights live in the sources.
-const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets");
+use pictures::run::Named;
+use sampling::network::Label;
 
 /// Draws faces with a fixed point diffusion model, within a budget of block passes.
 #[derive(Parser)]
@@ -29,17 +27,10 @@ struct Command {
 }
 
 fn main() -> Result<()> {
-    let Command { mut options } = Command::parse();
-    let settings = &mut options.settings;
-    if settings.hub.is_none() && settings.weights.is_none() && options.from_image.is_none() {
-        if !Path::new(ASSETS).join("model.safetensors").is_file() {
-            bail!(
-                "there are no default weights yet; name some with --hub org/name, or with --weights, a folder with \
-                 config.json and model.safetensors or a weight file"
-            );
-        }
-        settings.weights = Some(ASSETS.to_owned());
-    }
+    let Command { options } = Command::parse();
     // A model of one class is unconditional: its label is 0.
-    pictures::run::run(options, &|opened, _| Ok((opened.classes() > 0).then_some(Label { class: 0, name: None })))
+    pictures::run::run(&options, 16, &|opened, _, _| {
+        let label = matches!(opened.config.labels, Labels::Classes(_)).then_some(Label::Class(0));
+        Ok(Named { label, name: None })
+    })
 }

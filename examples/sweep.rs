@@ -7,6 +7,7 @@
 //! Quality is the distance of the latents from those of the same noise with every solve converged: the root of the mean
 //! square over all elements. It says how well solves were solved, not how beautiful the pictures are.
 
+mod device;
 mod sampling;
 
 use std::path::PathBuf;
@@ -14,19 +15,21 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Parser;
+use fpdm_core::dit::Labels;
 use fpdm_sample::Cost;
 use indicatif::{ProgressBar, ProgressStyle};
-use sampling::network::Opened;
+use sampling::flags::Flags;
+use sampling::network::{Label, Opened};
 use sampling::ready::Ready;
 use sampling::settings::Settings;
-use sampling::{choice, files, stop};
+use sampling::{files, stop};
 
 /// Compares what budgets buy under several policies, solvers and warm starts.
 #[derive(Parser)]
 #[command(version)]
 struct Command {
     #[command(flatten)]
-    settings: Settings,
+    flags: Flags,
     /// Budgets, as --budget says them.
     #[arg(long, value_delimiter = ',', default_value = "80,120,160,280")]
     budgets: Vec<String>,
@@ -45,7 +48,7 @@ struct Command {
     /// Pictures, one batch.
     #[arg(long, default_value_t = 4)]
     num: u64,
-    /// Class of all pictures.
+    /// Class of all pictures, for weights with classes.
     #[arg(long, default_value_t = 0)]
     label: u32,
     /// What the plot shows against block passes: distance or residual.
@@ -75,11 +78,18 @@ fn main() -> Result<()> {
         "--plot: `{}` is none of distance, residual",
         command.plot
     );
+    let Flags { budget, allocation, solver, reuse, .. } = &command.flags;
+    for (flag, given) in [("budget", budget), ("allocation", allocation), ("solver", solver), ("reuse", reuse)] {
+        ensure!(given.is_none(), "--{flag}: a sweep takes several; use --{flag}s");
+    }
     files::prepare(&command.out)?;
-    let opened = Opened::open(&command.settings, choice::device(&command.device)?)?;
-    ensure!((command.label as usize) < opened.classes().max(1), "--label {}: no class of these weights", command.label);
+    let opened = Opened::open(&command.flags.place, &command.flags.dtype, device::open(&command.device)?)?;
+    let common = command.flags.settle(&opened)?;
     let images: Vec<u64> = (0..command.num).collect();
-    let labels = vec![(opened.classes() > 0).then_some(command.label); images.len()];
+    let class = matches!(opened.config.labels, Labels::Classes(_)).then_some(Label::Class(command.label));
+    let labels = vec![class; images.len()];
+    // Refuses a number that is no class.
+    opened.labels(&labels)?;
 
     let mut settings = Vec::new();
     for allocation in &command.allocations {
@@ -87,17 +97,16 @@ fn main() -> Result<()> {
             for reuse in &command.reuses {
                 for budget in &command.budgets {
                     let (allocation, solver, reuse) = (allocation.clone(), solver.clone(), reuse.clone());
-                    let budget = Some(budget.clone());
-                    settings.push(Settings { allocation, solver, reuse, budget, ..command.settings.clone() });
+                    settings.push(Settings { allocation, solver, reuse, budget: budget.clone(), ..common.clone() });
                 }
             }
         }
     }
     // All are checked before the first is run.
     let ready = settings.iter().map(|s| Ready::new(&opened, s)).collect::<Result<Vec<_>>>()?;
-    let mut reference = command.settings.clone();
+    let mut reference = common;
     (reference.allocation, reference.reuse) = ("uniform".into(), "fresh".into());
-    reference.budget = Some(format!("{}each", command.converged));
+    reference.budget = format!("{}each", command.converged);
     stop::listen()?;
 
     let bar = ProgressBar::new(1 + settings.len() as u64);
@@ -106,10 +115,12 @@ fn main() -> Result<()> {
     bar.inc(1);
     let mut rows = Vec::new();
     for (ready, s) in ready.iter().zip(&settings) {
-        let (latents, cost) = ready.sample(&images, &labels, &mut |_| Ok(()))?;
+        let (latents, costs) = ready.sample(&images, &labels, &mut |_| Ok(()))?;
         let series = format!("{} {} {}", s.allocation, s.solver, s.reuse);
         let distance = distance(&latents, &truth)?;
-        rows.push(Row { series, budget: s.budget.clone().context("every run has a budget")?, cost, distance });
+        // The dearest, where an adaptive policy spends more on one than on another.
+        let cost = costs.into_iter().max_by_key(|cost| cost.applications).context("one picture at least")?;
+        rows.push(Row { series, budget: s.budget.clone(), cost, distance });
         // Whole after every run, so that an interrupted sweep keeps what it has.
         files::replace(&command.out.join("sweep.csv"), |file| Ok(file.write_all(csv(&rows).as_bytes())?))?;
         bar.inc(1);

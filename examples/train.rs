@@ -6,6 +6,7 @@
 //! cargo run --release --example train -- latents --codec madebyollin/taesd --out run --size S --resume --export model
 //! ```
 
+mod device;
 mod training;
 
 use std::fs::{self, OpenOptions};
@@ -23,7 +24,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use training::data::Data;
 use training::options::Options;
-use training::{curves, device, export, network, samples};
+use training::{curves, export, network, samples};
 
 type Run = Trainer<Box<dyn ImplicitModel>>;
 
@@ -33,7 +34,7 @@ const DEPTH: usize = 8;
 fn main() -> Result<()> {
     let options = Options::parse();
     options.check()?;
-    let device = device::device(&options.device)?;
+    let device = device::open(&options.device)?;
     let data = Data::open(&options.data, options.seed, &device)?;
     let config = options.network.config(&data.shape, data.classes, options.loss.learns_variance())?;
     let dtype = options.network.dtype()?;
@@ -112,7 +113,7 @@ fn main() -> Result<()> {
     data.report_skipped();
     println!("step {} after {:.1} s: {}", trainer.steps_done(), trainer.seconds(), path.display());
     if let Some(folder) = &options.export {
-        export::write(folder, &options, &config, &trainer, data.normalisation.as_ref())?;
+        export::write(folder, &options, &config, &trainer, &data)?;
         println!("exported to {}", folder.display());
     }
     Ok(())

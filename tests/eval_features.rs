@@ -127,7 +127,7 @@ fn bad_weights_are_named() -> Result<()> {
         assert!(message.contains(part), "{part}: {message}");
     }
     assert!(!message.contains("classifier") && !message.contains("num_batches_tracked"), "{message}");
-    let inception = read_tensors(&[fixture("inception.pth")], Which::Model)?;
+    let inception = read_tensors(fixture("inception.pth"), Which::Model)?;
     let message = refused(inception.clone());
     assert!(message.contains("`conv_stem.weight` [32, 3, 3, 3] is missing"), "{message}");
     assert!(InceptionV3::from_tensors("there", inception, &Device::Cpu).is_ok());

@@ -3,6 +3,7 @@
 //! `FPDM_PARITY_DIR` names a folder with a `manifest.json` (default: `tests/fixtures`) whose cases of kind `distances`
 //! are run.
 
+#[allow(dead_code, reason = "networks' cases have more to read than numbers")]
 mod reference;
 
 use fpdm_eval::{Gaussian, KidSubsets, frechet_distance, kid, kid_unbiased};

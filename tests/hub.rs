@@ -453,7 +453,7 @@ fn weights_are_located_in_a_repository() {
         let (rest, body): (_, &[u8]) = match request.path.rsplit_once("/main/").map(|(_, file)| file) {
             Some(file @ "transformer/diffusion_pytorch_model.safetensors.index.json") => (file, index.as_bytes()),
             Some(file @ ("transformer/s-1.safetensors" | "transformer/s-2.safetensors")) => (file, b"shard"),
-            Some(file @ "transformer/config.json") => (file, b"{}"),
+            Some(file @ ("transformer/config.json" | "transformer/diffusion.json")) => (file, b"{}"),
             _ => return Reply::status(404),
         };
         named(part(request, body), &rest.replace('/', "-"))
@@ -464,6 +464,7 @@ fn weights_are_located_in_a_repository() {
     let names: Vec<_> = found.weights.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["s-1.safetensors", "s-2.safetensors"]);
     assert!(found.config.as_ref().unwrap().ends_with("transformer/config.json"));
+    assert!(found.diffusion.as_ref().unwrap().ends_with("transformer/diffusion.json"));
     assert_eq!(locate("org/name", &Hub { offline: true, ..online.clone() }).unwrap(), found);
     let text = locate("org/other.weights/x.pt", &online).unwrap_err().to_string();
     assert!(text.contains("404") && text.contains("x.pt"), "{text}");
@@ -477,14 +478,20 @@ fn weights_are_located_in_a_folder() {
     assert!(locate(&path, &nobody).unwrap_err().to_string().contains("model.safetensors"));
     std::fs::write(folder.path().join("epoch-1.pt"), b"").unwrap();
     let found = locate(&path, &nobody).unwrap();
-    assert_eq!(found, Located { config: None, weights: vec![folder.path().join("epoch-1.pt")] });
+    let weights = vec![folder.path().join("epoch-1.pt")];
+    assert_eq!(found, Located { config: None, diffusion: None, weights });
     std::fs::write(folder.path().join("epoch-2.pt"), b"").unwrap();
     assert!(locate(&path, &nobody).unwrap_err().to_string().contains("epoch-1.pt, epoch-2.pt"));
     std::fs::write(folder.path().join("config.json"), b"").unwrap();
     std::fs::write(folder.path().join("model.safetensors"), b"").unwrap();
     let found = locate(&path, &nobody).unwrap();
     assert_eq!(found.weights, [folder.path().join("model.safetensors")]);
-    assert_eq!(found.config, Some(folder.path().join("config.json")));
+    assert_eq!((found.config, found.diffusion), (Some(folder.path().join("config.json")), None));
+    let beside = folder.path().join("diffusion.json");
+    std::fs::write(&beside, b"").unwrap();
+    assert_eq!(locate(&path, &nobody).unwrap().diffusion, Some(beside.clone()));
+    let file = folder.path().join("epoch-2.pt");
+    assert_eq!(locate(file.to_str().unwrap(), &nobody).unwrap().diffusion, Some(beside), "beside a file, too");
 }
 
 #[test]

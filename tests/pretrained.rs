@@ -8,7 +8,9 @@ use candle_nn::{VarBuilder, VarMap};
 use fpdm_core::checkpoint::{Checkpoint, Untold, Which, write_safetensors, write_text};
 use fpdm_core::dit::{Config, Fpdit, Labels, Size, init, perturb_gates};
 use fpdm_core::hub::{Hub, Source};
-use fpdm_core::{Budget, Error, ImplicitModel, Picard, Pretrained, params, solve};
+use fpdm_core::{
+    Budget, Diffusion, Error, ImplicitModel, Normalisation, Parameterization, Picard, Pretrained, params, solve,
+};
 
 const CPU: Device = Device::Cpu;
 
@@ -129,6 +131,28 @@ fn a_nan_in_the_weights_is_found_before_a_solve_is() -> Result<()> {
     params::save(&variables, folder.path().join("model.safetensors"))?;
     let error = open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("blocks_fixed_point.1.mlp.fc2.bias") && error.contains("16"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn weights_open_from_memory() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    saved(folder.path())?;
+    let said = Diffusion::new(Parameterization::V, "zero-snr".parse()?);
+    write_text(folder.path().join("diffusion.json"), &said.to_json())?;
+    let expected = open(folder.path())?;
+    assert_eq!(expected.diffusion.as_ref(), Some(&said));
+    let bytes = std::fs::read(folder.path().join("model.safetensors"))?;
+    let opened = Pretrained::from_bytes("memory", &config().to_json(), bytes.clone())?.with_diffusion(said.clone())?;
+    assert_eq!(opened.diffusion, expected.diffusion);
+    let got = answer(&opened.fpdit(DType::F32, &CPU)?)?;
+    assert_eq!(distance(&got, &answer(&expected.fpdit(DType::F32, &CPU)?)?)?, 0.0);
+
+    let short = Pretrained::from_bytes("memory", &config().to_json(), bytes[..bytes.len() - 1].to_vec());
+    assert!(matches!(short, Err(Error::Weights { origin, .. }) if origin == "memory"));
+    let wrong = Diffusion { latents: Normalisation { std: vec![1.; 3], ..Default::default() }, ..said };
+    let error = opened.with_diffusion(wrong).unwrap_err().to_string();
+    assert!(error.contains("latents.std") && error.contains("4 channels"), "{error}");
     Ok(())
 }
 

@@ -3,10 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use fpdm_core::dit::{Config, Fpdit, Labels, Size, init, perturb_gates};
-use fpdm_core::{Anderson, Error, Parameterization, Picard, Result, Solver, Vp};
+use fpdm_core::{Anderson, Broyden, Error, ImplicitModel, Parameterization, Picard, Result, Solver, Vp};
 use fpdm_sample::{
-    Cost, Ddim, Ddpm, FixedPointDenoiser, Guidance, Guided, ImageNoise, Ledger, Network, Plan, Ramp, Sampler, Spacing,
-    StepRule, Variance, WarmStart, Work,
+    Adaptive, AllocationPolicy, Cost, Ddim, Ddpm, FixedPointDenoiser, Guidance, Guided, ImageNoise, IterationGuidance,
+    Ledger, Network, Plan, Ramp, Sampler, Spacing, StepRule, Variance, WarmStart, Work,
 };
 
 const CLASSES: usize = 10;
@@ -88,6 +88,68 @@ fn an_image_is_the_same_in_every_batch() -> Result<()> {
             assert_eq!(setting.sample(&[7, 2])?.0, [all[7].clone(), all[2].clone()]);
         }
     }
+    Ok(())
+}
+
+/// Adaptive solves, each image by itself; latents and what each image has cost.
+fn adaptive(
+    model: &Fpdit,
+    solver: &dyn Solver,
+    guided: Option<IterationGuidance>,
+    images: &[u64],
+) -> Result<(Vec<Vec<f32>>, Vec<Cost>)> {
+    let plan = Plan::vp(&Vp::default().zero_terminal_snr()?, Spacing::Published, 6)?;
+    let work = Work::of(model.config());
+    let network = Network { model, parameterization: Parameterization::V, dtype: model.dtype(), work };
+    let labels = Tensor::new(images.iter().map(|i| (i % CLASSES as u64) as u32).collect::<Vec<_>>(), &Device::Cpu)?;
+    let policies = images.iter().map(|_| Box::new(Adaptive::from_threshold(0.3)) as Box<dyn AllocationPolicy>);
+    let ledger = Ledger::new(36, plan.solves(&Ddim::default()))?;
+    let mut denoiser = FixedPointDenoiser::per_image(network, labels, solver, policies, ledger);
+    denoiser.warm_start = WarmStart::Reuse;
+    denoiser.iteration_guidance = guided;
+    let mut noise = ImageNoise::new(42, images);
+    let x = noise.start((4, 8, 8), DType::F32, &Device::Cpu)?;
+    let mut sampler = Sampler::new(&plan, Box::new(Ddim::default()), denoiser, x, Box::new(noise))?;
+    let latents = sampler.finish()?.flatten_from(1)?.to_vec2()?;
+    assert!(sampler.denoiser().ledgers().all(|ledger| ledger.spent() <= 36 && ledger.solves_left() == 0));
+    Ok((latents, sampler.costs()))
+}
+
+#[test]
+fn an_adaptive_image_is_the_same_in_every_batch() -> Result<()> {
+    let model = model(DType::F32);
+    let solvers: [&dyn Solver; 3] = [&Picard { damp: 0. }, &Anderson::default(), &Broyden::default()];
+    for solver in solvers {
+        for guided in [None, Some(IterationGuidance { early: 3, scale: 1.5 })] {
+            let (all, costs) = adaptive(&model, solver, guided, &[0, 1, 2, 3, 4])?;
+            assert!(all.iter().flatten().all(|v| v.is_finite()));
+            let spent = |cost: &Cost| cost.records.iter().map(|r| r.applications).collect::<Vec<_>>();
+            assert!(costs.iter().any(|cost| spent(cost) != spent(&costs[0])), "all ended together: nothing is tested");
+            for part in [&[0u64][..], &[3], &[4, 1, 2]] {
+                let (some, their) = adaptive(&model, solver, guided, part)?;
+                for (i, &image) in part.iter().enumerate() {
+                    assert_eq!(some[i], all[image as usize], "image {image} among {part:?}");
+                    let (got, want) = (&their[i], &costs[image as usize]);
+                    assert_eq!((&got.records, got.block_passes), (&want.records, want.block_passes));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_that_has_ended_is_not_computed_any_more() -> Result<()> {
+    let model = model(DType::F32);
+    let x = Tensor::zeros((3, 4, 8, 8), DType::F32, &Device::Cpu)?;
+    let x = (x + Tensor::arange(0f32, 3., &Device::Cpu)?.reshape((3, 1, 1, 1))?.broadcast_as((3, 4, 8, 8))?)?;
+    let (t, y) = (Tensor::full(500f32, 3, &Device::Cpu)?, Tensor::new(&[0u32, 1, 2], &Device::Cpu)?);
+    let problem = model.prepare(&x, &t, &y)?;
+    let some = problem.frozen.rows(&[2, 0])?.expect("this map can be cut");
+    let index = Tensor::new(&[2u32, 0], &Device::Cpu)?;
+    let whole = problem.frozen.apply(&problem.z0)?.index_select(&index, 0)?;
+    let part = some.apply(&problem.z0.index_select(&index, 0)?)?;
+    assert_eq!(part.flatten_all()?.to_vec1::<f32>()?, whole.flatten_all()?.to_vec1::<f32>()?);
     Ok(())
 }
 

@@ -189,7 +189,7 @@ fn guidance_is_exact_and_costs_what_it_asks() {
         };
         let noise = |_: &Tensor| -> Result<Tensor> { panic!("no noise") };
         let mut sampler = Sampler::new(&plan, rule, denoiser, start(), Box::new(noise)).unwrap();
-        (sampler.finish().unwrap(), sampler.denoiser().unconditional.ledger().done())
+        (sampler.finish().unwrap(), sampler.denoiser().unconditional.ledgers().next().unwrap().done())
     };
     // Data of one deviation and two means: the guided flow is that of data at the extrapolated mean.
     let from = plan.steps()[0].from;

@@ -46,7 +46,8 @@ fn gradients(
     for (i, cotangent) in cotangents.iter_mut().enumerate() {
         if all || i == 4 {
             let shape = found.solution().dims();
-            *cotangent = Some(normal_batch(6 + i as u64, Stream::Data, &[0, 1], &shape[1..], DType::F64, &Device::Cpu)?);
+            *cotangent =
+                Some(normal_batch(6 + i as u64, Stream::Data, &[0, 1], &shape[1..], DType::F64, &Device::Cpu)?);
         }
     }
     let vars = params::named(weights);

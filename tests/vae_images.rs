@@ -56,6 +56,47 @@ fn other_pictures_become_rgb() -> Result<()> {
     Ok(())
 }
 
+/// Palettes of every depth, and grey of fewer than eight bits.
+#[test]
+fn palettes_are_looked_up() -> Result<()> {
+    for (color, depth, bytes, expected) in [
+        (png::ColorType::Indexed, png::BitDepth::Eight, vec![2, 0, 1], [7, 8, 9, 1, 2, 3, 4, 5, 6]),
+        (png::ColorType::Indexed, png::BitDepth::Four, vec![0x20, 0x10], [7, 8, 9, 1, 2, 3, 4, 5, 6]),
+        (png::ColorType::Indexed, png::BitDepth::Two, vec![0b10_00_01_00], [7, 8, 9, 1, 2, 3, 4, 5, 6]),
+        (png::ColorType::Grayscale, png::BitDepth::One, vec![0b101_00000], [255, 255, 255, 0, 0, 0, 255, 255, 255]),
+        (png::ColorType::Grayscale, png::BitDepth::Two, vec![0b11_01_00_00], [255, 255, 255, 85, 85, 85, 0, 0, 0]),
+    ] {
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, 3, 1);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        if color == png::ColorType::Indexed {
+            encoder.set_palette((1..=9).collect::<Vec<u8>>());
+        }
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&bytes).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(decode("a", &file, 10)?.data(), expected, "{color:?} {depth:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn other_formats_are_refused_too() {
+    for format in [ImageFormat::Jpeg, ImageFormat::WebP] {
+        let picture = noise(40, 30);
+        let picture = image::RgbImage::from_raw(40, 30, picture.data().to_vec()).unwrap();
+        let whole = encoded(&DynamicImage::ImageRgb8(picture), format);
+        assert!(decode("good", &whole, 1200).is_ok());
+        let said = decode("bad", &whole, 1199).unwrap_err().to_string();
+        assert!(said.contains("allowed are 1199"), "{said}");
+        for end in (0..whole.len() - 1).step_by(whole.len() / 50) {
+            let said = decode("bad", &whole[..end], 1200).map(|_| end).unwrap_err().to_string();
+            assert!(said.contains("bad"), "{format:?} {end}: {said}");
+        }
+    }
+}
+
 #[test]
 fn bad_pictures_are_refused_by_name() {
     let whole = encoded(&DynamicImage::new_rgb8(40, 30), ImageFormat::Png);
@@ -112,7 +153,21 @@ fn the_crop_is_the_centre() -> Result<()> {
     }
     let wide = noise(20, 10);
     assert_eq!(center_crop(&wide, 10)?, wide.crop(5, 0, 10, 10)?);
+    let line = Picture::new(1_000_000, 1, vec![0; 3_000_000])?;
+    assert!(center_crop(&line, 256).unwrap_err().to_string().contains("256000000x256 before it is cut"));
+    assert!(center_crop(&wide, usize::MAX).is_err());
     assert!(center_crop(&wide, 0).is_err() && wide.crop(15, 0, 6, 2).is_err());
+    Ok(())
+}
+
+/// Byte for byte what Pillow 10.4 to 12.0 makes: `tests/fixtures/crops.py`.
+#[test]
+fn crops_are_those_of_pillow() -> Result<()> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/crops");
+    for (w, h, side) in [(64, 64, 24), (93, 70, 16), (65, 200, 32), (10, 7, 24), (129, 64, 31), (37, 53, 37)] {
+        let expected = read(folder.join(format!("{w}x{h}-{side}.png")), DEFAULT_MAX_PIXELS)?;
+        assert!(center_crop(&noise(w, h), side)? == expected, "{w}x{h} at {side}");
+    }
     Ok(())
 }
 

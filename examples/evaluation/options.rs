@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use fpdm_eval::{Features, KidSubsets};
 
@@ -105,17 +104,5 @@ impl Options {
 
     pub(crate) fn kid(&self) -> KidSubsets {
         KidSubsets { count: self.subsets, size: self.subset_size, seed: self.seed }
-    }
-
-    pub(crate) fn device(&self) -> Result<Device> {
-        let asked =
-            || format!("--device {}: build with that feature on a machine that has one, or use cpu", self.device);
-        match self.device.as_str() {
-            "auto" => Ok(Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
-            "cpu" => Ok(Device::Cpu),
-            "cuda" => Device::new_cuda(0).with_context(asked),
-            "metal" => Device::new_metal(0).with_context(asked),
-            other => anyhow::bail!("--device: `{other}` is none of auto, cpu, cuda, metal"),
-        }
     }
 }

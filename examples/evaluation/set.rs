@@ -137,8 +137,11 @@ fn apart(batch: &Tensor) -> Result<Vec<Tensor>> {
     (0..batch.dim(0)?).map(|i| Ok(batch.narrow(0, i, 1)?)).collect()
 }
 
+/// The first picture of a part and the one after its last, where they are said.
+type Ends = (Option<usize>, Option<usize>);
+
 /// PATH#A..B; a path that exists is taken whole, whatever its name.
-fn split(text: &str) -> Result<(PathBuf, Option<(Option<usize>, Option<usize>)>)> {
+fn split(text: &str) -> Result<(PathBuf, Option<Ends>)> {
     let Some((path, run)) = text.rsplit_once('#').filter(|_| !Path::new(text).exists()) else {
         return Ok((PathBuf::from(text), None));
     };
@@ -151,7 +154,7 @@ fn split(text: &str) -> Result<(PathBuf, Option<(Option<usize>, Option<usize>)>)
     }
 }
 
-fn within(run: &Option<(Option<usize>, Option<usize>)>, len: usize, text: &str) -> Result<Range<usize>> {
+fn within(run: &Option<Ends>, len: usize, text: &str) -> Result<Range<usize>> {
     let (start, end) = run.unwrap_or_default();
     let (start, end) = (start.unwrap_or(0), end.unwrap_or(len));
     ensure!(start < end && end <= len, "{text}: {start}..{end} is no part of {len} pictures");

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::sampling::settings::Settings;
+use crate::sampling::flags::Flags;
 
 /// Flags of every sampling command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
-    pub(crate) settings: Settings,
-    /// Pictures to make.
-    #[arg(long, default_value_t = 4)]
-    pub(crate) num: u64,
-    /// Pictures at a time; they do not depend on it. An adaptive allocation makes them one by one.
-    #[arg(long, default_value_t = 4)]
+    pub(crate) flags: Flags,
+    /// Pictures to make. [default: 16 faces, or 4 of classes]
+    #[arg(long)]
+    pub(crate) num: Option<u64>,
+    /// Pictures at a time; they do not depend on it.
+    #[arg(long, default_value_t = 16)]
     pub(crate) batch: usize,
     /// The number of the first picture: picture i depends on the seed and i alone.
     #[arg(long, default_value_t = 0)]

@@ -7,6 +7,7 @@ use fpdm_vae::image::Picture;
 use serde::{Deserialize, Serialize};
 
 use crate::sampling::files::replace;
+use crate::sampling::network::Label;
 use crate::sampling::settings::Settings;
 
 /// The keyword of the PNG's text.
@@ -19,8 +20,8 @@ pub(crate) struct Origin {
     pub(crate) settings: Settings,
     /// The picture's number.
     pub(crate) image: u64,
-    /// Its class; null for a network without.
-    pub(crate) label: Option<u32>,
+    /// Its label; null for the null label or a network without.
+    pub(crate) label: Option<Label>,
 }
 
 /// Writes a PNG, with its origin if it is a single picture.

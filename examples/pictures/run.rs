@@ -1,9 +1,11 @@
 //! From a command line to pictures, a grid and an account.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
+use fpdm_core::Normalisation;
 use fpdm_sample::{Cost, Progress};
 use fpdm_vae::image::{Picture, from_tensor, grid};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,15 +13,17 @@ use serde::Serialize;
 
 use super::options::Options;
 use super::png::{Origin, read_origin, write_png};
-use crate::sampling::network::Opened;
+use crate::device;
+use crate::sampling::flags::Place;
+use crate::sampling::network::{Label, Opened};
 use crate::sampling::ready::Ready;
 use crate::sampling::settings::Settings;
-use crate::sampling::{choice, files, stop};
+use crate::sampling::{files, stop};
 
-/// A class and its name, if it has one.
-#[derive(Clone, Copy)]
-pub(crate) struct Label {
-    pub(crate) class: u32,
+/// A label, and its name if it has one.
+#[derive(Clone, Default)]
+pub(crate) struct Named {
+    pub(crate) label: Option<Label>,
     pub(crate) name: Option<&'static str>,
 }
 
@@ -37,70 +41,82 @@ struct Report<'a> {
 struct Entry {
     file: String,
     image: u64,
-    label: Option<u32>,
+    label: Option<Label>,
     name: Option<&'static str>,
     cost: Cost,
 }
 
-/// Runs a command: pictures, a grid, and the account as JSON.
-pub(crate) fn run(mut options: Options, label_of: &dyn Fn(&Opened, u64) -> Result<Option<Label>>) -> Result<()> {
-    let mut repeated = None;
-    if let Some(path) = &options.from_image {
-        let origin = read_origin(path)?;
-        let given = options.settings.clone();
-        options.settings = origin.settings.clone();
-        // Weights and codec may have moved.
-        if given.hub.is_some() || given.weights.is_some() {
-            let Settings { hub, weights, revision, .. } = given;
-            options.settings = Settings { hub, weights, revision, ..options.settings };
-        }
-        options.settings.codec = given.codec.or(options.settings.codec);
-        (options.first, options.num) = (origin.image, 1);
-        repeated = Some(origin.label.map(|class| Label { class, name: None }));
-    }
-    ensure!(options.num > 0, "--num 0: no picture to make; use 1 or more");
+/// Runs a command: pictures, `usual` many if no number is given, a grid, and the account as JSON.
+pub(crate) fn run(
+    options: &Options,
+    usual: u64,
+    label_of: &dyn Fn(&Opened, u64, &Settings) -> Result<Named>,
+) -> Result<()> {
+    let origin = options.from_image.as_deref().map(read_origin).transpose()?;
+    let (first, num) = match &origin {
+        Some(origin) => (origin.image, 1),
+        None => (options.first, options.num.unwrap_or(usual)),
+    };
+    ensure!(num > 0, "--num 0: no picture to make; use 1 or more");
     ensure!(options.batch > 0, "--batch 0: no picture at a time; use 1 or more");
     ensure!(options.preview != Some(0), "--preview 0: use 1 for every step");
     files::prepare(&options.out)?;
-    let opened = Opened::open(&options.settings, choice::device(&options.device)?)?;
-    let ready = Ready::new(&opened, &options.settings)?;
-    let images: Vec<u64> = (0..options.num).map(|i| options.first.wrapping_add(i)).collect();
-    let labels = images
-        .iter()
-        .map(|&image| repeated.map_or_else(|| label_of(&opened, image), Ok))
-        .collect::<Result<Vec<_>>>()?;
+    let device = device::open(&options.device)?;
+    let (opened, settings) = match &origin {
+        Some(origin) => {
+            let mut settings = origin.settings.clone();
+            settings.place = moved(&settings.place, &options.flags.place);
+            let opened = Opened::open(&settings.place, &settings.dtype, device)?;
+            settings.agree(&opened)?;
+            (opened, settings)
+        }
+        None => {
+            let opened = Opened::open(&options.flags.place, &options.flags.dtype, device)?;
+            let settings = options.flags.settle(&opened)?;
+            (opened, settings)
+        }
+    };
+    let ready = Ready::new(&opened, &settings)?;
+    let images: Vec<u64> = (0..num).map(|i| first.wrapping_add(i)).collect();
+    let named = |&image: &u64| match &origin {
+        Some(origin) => Ok(Named { label: origin.label.clone(), name: None }),
+        None => label_of(&opened, image, &settings),
+    };
+    let labels = images.iter().map(named).collect::<Result<Vec<_>>>()?;
+    // Refused before any work, not with the batch they are in.
+    opened.labels(&labels.iter().map(|l| l.label.clone()).collect::<Vec<_>>())?;
     stop::listen()?;
 
-    let batch = if options.settings.allocation.starts_with("adaptive") { 1 } else { options.batch };
     let begun = Instant::now();
-    let batches = images.len().div_ceil(batch);
+    let batches = images.len().div_ceil(options.batch);
     let bar = ProgressBar::new((batches * ready.plan.steps().len()) as u64);
     bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} steps, {eta} left {msg}")?);
     let (mut pictures, mut entries) = (Vec::new(), Vec::new());
-    for (part, labels) in images.chunks(batch).zip(labels.chunks(batch)) {
+    for (part, named) in images.chunks(options.batch).zip(labels.chunks(options.batch)) {
         let mut on_step = |progress: &Progress| -> Result<()> {
             bar.inc(1);
             if options.preview.is_some_and(|every| (progress.step.index + 1).is_multiple_of(every)) {
-                let now = decode(&opened, &progress.x0)?;
+                let now = decode(&opened, &settings.latents(), &progress.x0)?;
                 write_png(&options.out.join("preview.png"), &together(&now)?, None)?;
             }
             Ok(())
         };
-        let (latents, cost) =
-            ready.sample(part, &labels.iter().map(|l| l.map(|l| l.class)).collect::<Vec<_>>(), &mut on_step)?;
-        for ((picture, &image), &label) in decode(&opened, &latents)?.into_iter().zip(part).zip(labels) {
+        let labels: Vec<Option<Label>> = named.iter().map(|l| l.label.clone()).collect();
+        let (latents, costs) = ready.sample(part, &labels, &mut on_step)?;
+        let decoded = decode(&opened, &settings.latents(), &latents)?;
+        for (i, (picture, cost)) in decoded.into_iter().zip(costs).enumerate() {
+            let (image, Named { label, name }) = (part[i], named[i].clone());
             let file = format!("{image:06}.png");
-            let (label, name) = (label.map(|l| l.class), label.and_then(|l| l.name));
-            let origin = Origin { settings: options.settings.clone(), image, label };
+            let origin = Origin { settings: settings.clone(), image, label: label.clone() };
             write_png(&options.out.join(&file), &picture, Some(&origin))?;
-            entries.push(Entry { file, image, label, name, cost: cost.clone() });
+            entries.push(Entry { file, image, label, name, cost });
             pictures.push(picture);
         }
     }
     bar.finish_and_clear();
     write_png(&options.out.join("grid.png"), &together(&pictures)?, None)?;
     let report = Report {
-        settings: &options.settings,
+        settings: &settings,
         device: format!("{:?}", opened.device.location()),
         parameters: opened.config.parameter_count(),
         seconds: begun.elapsed().as_secs_f64(),
@@ -108,26 +124,37 @@ pub(crate) fn run(mut options: Options, label_of: &dyn Fn(&Opened, u64) -> Resul
     };
     let text = serde_json::to_string_pretty(&report)?;
     files::replace(&options.out.join("samples.json"), |file| Ok(writeln!(file, "{text}")?))?;
-    let cost = &report.pictures.first().context("one picture at least")?.cost;
-    println!(
-        "{} pictures in {}: each {} solves, {} applications, {} block passes, {:.3}e9 multiply-adds, mean residual \
-         {:.2e}; {:.1} s in all",
-        report.pictures.len(),
-        options.out.display(),
-        cost.solves,
-        cost.applications,
-        cost.block_passes,
-        cost.multiply_adds as f64 / 1e9,
-        cost.mean_residual(),
-        report.seconds
-    );
+    println!("{}", summary(&report, &options.out));
     Ok(())
 }
 
-fn decode(opened: &Opened, latents: &Tensor) -> Result<Vec<Picture>> {
+/// One line: what a picture has cost, on average.
+fn summary(report: &Report, out: &Path) -> String {
+    let n = report.pictures.len();
+    let mean = |of: fn(&Cost) -> f64| report.pictures.iter().map(|p| of(&p.cost)).sum::<f64>() / n as f64;
+    format!(
+        "{n} pictures in {}: each {} solves, {} applications, {} block passes, {:.3}e9 multiply-adds, mean residual \
+         {:.2e}; {:.1} s in all",
+        out.display(),
+        mean(|c| c.solves as f64),
+        mean(|c| c.applications as f64),
+        mean(|c| c.block_passes as f64),
+        mean(|c| c.multiply_adds as f64) / 1e9,
+        mean(Cost::mean_residual),
+        report.seconds
+    )
+}
+
+/// Weights and codec may lie elsewhere than when the picture was made.
+fn moved(then: &Place, now: &Place) -> Place {
+    let weights = if now.hub.is_some() || now.weights.is_some() { now } else { then };
+    Place { codec: now.codec.clone().or_else(|| then.codec.clone()), ..weights.clone() }
+}
+
+fn decode(opened: &Opened, normalisation: &Normalisation, latents: &Tensor) -> Result<Vec<Picture>> {
     // One by one: a decoder needs far more memory than the sampler, and its picture must not depend on its neighbours.
     let one = |i| -> Result<Picture> {
-        let pixels = opened.codec.decode(&latents.narrow(0, i, 1)?)?;
+        let pixels = opened.codec.decode(&normalisation.undo(&latents.narrow(0, i, 1)?)?)?;
         from_tensor(&pixels)?.pop().context("a codec decodes to one picture a latent")
     };
     (0..latents.dim(0)?).map(one).collect()

@@ -1,11 +1,11 @@
 //! From the words of a command line to solvers, policies, rules and schedules, and nothing else.
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device};
-use fpdm_core::{Anderson, Broyden, Flow, Picard, Solver, Vp};
+use candle_core::DType;
+use fpdm_core::{Anderson, Broyden, Picard, Schedule, Solver};
 use fpdm_sample::{
-    Adaptive, AllocationPolicy, Counts, Ddim, Ddpm, DpmSolver, Euler, FlowHeun, Heun, Ledger, Plan, Ramp, Slope,
-    Spacing, Spend, StepRule, Table, UniPc, Uniform, Variance,
+    Adaptive, AllocationPolicy, Counts, Ddim, Ddpm, DpmSolver, Euler, FlowHeun, Heun, Ledger, Plan, Ramp, Slope, Spend,
+    StepRule, Table, UniPc, Uniform, Variance,
 };
 
 fn number<T: std::str::FromStr>(flag: &str, text: &str) -> Result<T> {
@@ -59,28 +59,20 @@ pub(crate) fn reads_variance(text: &str) -> bool {
     matches!(text, "ddpm" | "ddpm:learned")
 }
 
-/// The steps over a schedule: `linear`, `cosine`, `zero-snr`, `flow`.
-pub(crate) fn plan(schedule: &str, spacing: &str, steps: usize, rule: &str) -> Result<Plan> {
-    let spacing: Spacing = spacing.parse()?;
-    if schedule != "flow" && rule.starts_with("flow-") {
-        bail!(
-            "--sampler: `{rule}` is for flow matching; use --schedule flow with weights trained so, or {}",
-            &rule[5..]
-        );
+/// The steps over a schedule.
+pub(crate) fn plan(schedule: &Schedule, spacing: &str, steps: usize, rule: &str) -> Result<Plan> {
+    if !matches!(schedule, Schedule::Flow { .. }) && rule.starts_with("flow-") {
+        bail!("--sampler: `{rule}` is for weights trained on flow matching; use {}", &rule[5..]);
     }
-    Ok(match schedule {
-        "linear" => Plan::vp(&Vp::default(), spacing, steps)?,
-        "cosine" => Plan::vp(&Vp::cosine(1000)?, spacing, steps)?,
-        "zero-snr" => Plan::vp(&Vp::default().zero_terminal_snr()?, spacing, steps)?,
-        "flow" => Plan::flow(&Flow::default(), spacing, steps)?,
-        _ => bail!("--schedule: `{schedule}` is none of linear, cosine, zero-snr, flow"),
-    })
+    Ok(Plan::of(schedule, spacing.parse()?, steps)?)
 }
 
 /// `N` or `Nblocks` block passes, `Napplications` applications, `Neach` applications a solve.
 pub(crate) fn spend(text: &str, solves: usize) -> Result<Spend> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let n: usize = number("--budget", digits)?;
+    let Ok(n) = digits.parse::<usize>() else {
+        bail!("--budget: `{text}` is no number; use 280 block passes, 160applications or 4each, say");
+    };
     match &text[digits.len()..] {
         "" | "blocks" => Ok(Spend::BlockPasses(n)),
         "applications" => Ok(Spend::Applications(n)),
@@ -140,24 +132,5 @@ pub(crate) fn dtype(text: &str) -> Result<DType> {
         "f16" => Ok(DType::F16),
         "bf16" => Ok(DType::BF16),
         _ => bail!("--dtype: `{text}` is none of f32, f16, bf16"),
-    }
-}
-
-/// `auto` takes an accelerator if there is one.
-pub(crate) fn device(text: &str) -> Result<Device> {
-    let there = |device: candle_core::Result<Device>, feature: &str| match device {
-        Ok(device) => Ok(device),
-        Err(error) => {
-            let first = error.to_string().lines().next().unwrap_or_default().to_owned();
-            bail!("--device {text}: {first}; build with `--features {feature}` on a machine that has one, or use cpu")
-        }
-    };
-    match text {
-        "auto" if candle_core::utils::cuda_is_available() => there(Device::new_cuda(0), "cuda"),
-        "auto" if candle_core::utils::metal_is_available() => there(Device::new_metal(0), "metal"),
-        "auto" | "cpu" => Ok(Device::Cpu),
-        "cuda" => there(Device::new_cuda(0), "cuda"),
-        "metal" => there(Device::new_metal(0), "metal"),
-        _ => bail!("--device: `{text}` is none of auto, cpu, cuda, metal"),
     }
 }

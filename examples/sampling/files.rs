@@ -2,6 +2,7 @@
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -13,8 +14,16 @@ pub(crate) fn prepare(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Waits until no file is being written, and keeps it so.
+pub(crate) fn none_written() -> MutexGuard<'static, ()> {
+    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Writes beside `path` and renames, so that there is never half a file.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let _writing = none_written();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".writing-");

@@ -2,6 +2,7 @@
 
 pub(crate) mod choice;
 pub(crate) mod files;
+pub(crate) mod flags;
 pub(crate) mod network;
 pub(crate) mod ready;
 pub(crate) mod settings;

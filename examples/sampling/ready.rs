@@ -2,14 +2,14 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
-use fpdm_core::dit::{Architecture, Labels};
+use fpdm_core::dit::Labels;
 use fpdm_core::{Level, Solver};
 use fpdm_sample::{
     Branches, Cost, FixedPointDenoiser, Guidance, Guided, ImageNoise, IterationGuidance, Ledger, Plan, Progress,
     Sampler, WarmStart,
 };
 
-use super::network::Opened;
+use super::network::{Label, Opened};
 use super::settings::Settings;
 use super::{choice, stop};
 
@@ -32,11 +32,11 @@ impl<'a> Ready<'a> {
         let rule = choice::rule(&settings.sampler)?;
         let plan = choice::plan(&settings.schedule, &settings.spacing, settings.steps, &settings.sampler)?;
         rule.check(&plan)?;
-        let network = opened.network();
+        let network = opened.network(settings.prediction);
         network.check(&plan)?;
         ensure!(
-            opened.config.learn_sigma || !choice::reads_variance(&settings.sampler),
-            "--sampler {}: these weights have no variance; use ddpm:small or ddpm:large",
+            opened.said().learned_variance || !choice::reads_variance(&settings.sampler),
+            "--sampler {}: these weights have learned no variance; use ddpm:small or ddpm:large",
             settings.sampler
         );
         let interval = match settings.guidance_interval[..] {
@@ -64,10 +64,7 @@ impl<'a> Ready<'a> {
             settings.guidance
         );
         let branches = Branches { conditional: levels.len(), unconditional, share: settings.unconditional_share };
-        // More than one application is wasted on a network without an implicit part.
-        let usual = if opened.config.architecture == Architecture::Dit { "1each" } else { "4each" };
-        let spend =
-            choice::spend(settings.budget.as_deref().unwrap_or(usual), branches.conditional + branches.unconditional)?;
+        let spend = choice::spend(&settings.budget, branches.conditional + branches.unconditional)?;
         let ledgers = spend.split(&network.work, branches)?;
         for ledger in [&ledgers.0, &ledgers.1] {
             if ledger.solves() > 0 {
@@ -86,25 +83,34 @@ impl<'a> Ready<'a> {
         })
     }
 
-    /// The latents of these images, `(B, C, H, W)`, and what each has cost.
+    /// The latents of these images, `(B, C, H, W)`, and what each of them has cost.
     pub(crate) fn sample(
         &self,
         images: &[u64],
-        classes: &[Option<u32>],
+        labels: &[Option<Label>],
         on_step: &mut dyn FnMut(&Progress) -> Result<()>,
-    ) -> Result<(Tensor, Cost)> {
-        let branch = |classes: &[Option<u32>], ledger: &Ledger| -> Result<FixedPointDenoiser> {
-            let labels = self.opened.labels(classes)?;
-            let policy =
-                choice::policy(if ledger.solves() == 0 { "uniform" } else { &self.settings.allocation }, ledger)?;
-            let network = self.opened.network();
-            let mut denoiser = FixedPointDenoiser::new(network, labels, &*self.solver, policy, ledger.clone());
+    ) -> Result<(Tensor, Vec<Cost>)> {
+        let branch = |labels: &[Option<Label>], ledger: &Ledger| -> Result<FixedPointDenoiser> {
+            let y = self.opened.labels(labels)?;
+            let policy = || match ledger.solves() {
+                0 => choice::policy("uniform", ledger),
+                _ => choice::policy(&self.settings.allocation, ledger),
+            };
+            let (first, network) = (policy()?, self.opened.network(self.settings.prediction));
+            let mut denoiser = match first.threshold() {
+                None => FixedPointDenoiser::new(network, y, &*self.solver, first, ledger.clone()),
+                // Whoever stops early does so on its own.
+                Some(_) => {
+                    let policies = labels.iter().map(|_| policy()).collect::<Result<Vec<_>>>()?;
+                    FixedPointDenoiser::per_image(network, y, &*self.solver, policies, ledger.clone())
+                }
+            };
             denoiser.warm_start = self.warm_start;
             denoiser.iteration_guidance = self.iteration_guidance;
             Ok(denoiser)
         };
         let denoiser = Guided {
-            conditional: branch(classes, &self.ledgers.0)?,
+            conditional: branch(labels, &self.ledgers.0)?,
             unconditional: branch(&vec![None; images.len()], &self.ledgers.1)?,
             guidance: self.guidance,
         };
@@ -117,6 +123,6 @@ impl<'a> Ready<'a> {
             on_step(&progress?)?;
             stop::check()?;
         }
-        Ok((sampler.finish()?, sampler.cost()))
+        Ok((sampler.finish()?, sampler.costs()))
     }
 }

@@ -4,12 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
+use super::files;
+
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Listens for Ctrl-C. A second one ends the program at once.
+/// Listens for Ctrl-C. A second one ends the program at once, but for a file that is being written.
 pub(crate) fn listen() -> Result<()> {
     ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::SeqCst) {
+            let _whole = files::none_written();
             std::process::exit(130);
         }
         eprintln!("stopping after this step");

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
+use fpdm_core::Normalisation;
 use fpdm_train::{
-    DataSource, Encoded, ImageFolder, ImageSource, LatentIndex, LatentShards, Normalisation, Normalised, NpyFolders,
-    Part, Pixels, TarShards,
+    DataSource, Encoded, ImageFolder, ImageSource, LatentIndex, LatentShards, Normalised, NpyFolders, Part, Pixels,
+    TarShards, measure_latents,
 };
 use fpdm_vae::image::{DEFAULT_MAX_PIXELS, center_crop, decode, to_tensor};
 
@@ -69,6 +70,8 @@ pub(crate) struct Data {
     pub classes: usize,
     /// Samples.
     pub samples: usize,
+    /// What they were made of.
+    pub name: String,
     /// What was done to the codec's latents, if anything.
     pub normalisation: Option<Normalisation>,
     /// The images of the source, if it has images.
@@ -102,14 +105,16 @@ impl Data {
         let (shape, classes, samples) = (shards.shape(), shards.index().classes.len(), shards.len());
         // Two epochs, so that about as many samples are upright as mirrored; of seed 0, whatever the run's.
         let by = measure(options, &shards, 2 * samples)?;
-        Self::normalised(shards.shuffled(seed)?, by, (shape, classes, samples))
+        let name = file_name(Path::new(&shards.index().source));
+        Ok(Self { name, ..Self::normalised(shards.shuffled(seed)?, by, (shape, classes, samples))? })
     }
 
     fn features(options: &DataOptions, features: &Path, labels: &Path, seed: u64) -> Result<Self> {
         let data = NpyFolders::open(features, labels, seed, &Device::Cpu)?;
         let (shape, samples) = (data.shape()?, data.len());
         let by = measure(options, &data, samples)?;
-        Self::normalised(data, by, (shape, options.classes, samples))
+        let name = file_name(features);
+        Ok(Self { name, ..Self::normalised(data, by, (shape, options.classes, samples))? })
     }
 
     fn images(options: &DataOptions, seed: u64, device: &Device) -> Result<Self> {
@@ -128,7 +133,8 @@ impl Data {
         let data = Encoded::new(images.clone(), codec);
         let shape = data.batch(0, 1)?.moments.mean.dims()[1..].to_vec();
         let by = measure(options, &data, samples.min(MEASURED))?;
-        Ok(Self { images: Some(images), ..Self::normalised(data, by, (shape, classes, samples))? })
+        let name = options.data.iter().map(|path| file_name(path)).collect::<Vec<_>>().join(" ");
+        Ok(Self { name, images: Some(images), ..Self::normalised(data, by, (shape, classes, samples))? })
     }
 
     fn normalised(
@@ -140,7 +146,7 @@ impl Data {
             Some(by) => Arc::new(Normalised::new(data, by.clone())?),
             None => Arc::new(data),
         };
-        Ok(Self { source, shape, classes, samples, normalisation, images: None })
+        Ok(Self { source, shape, classes, samples, normalisation, name: String::new(), images: None })
     }
 
     /// Says which images were broken.
@@ -151,10 +157,14 @@ impl Data {
     }
 }
 
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
 fn measure(options: &DataOptions, data: &dyn DataSource, samples: usize) -> Result<Option<Normalisation>> {
     Ok(match options.normalise {
         Normalise::None => None,
-        how => Some(Normalisation::measure(data, samples, how == Normalise::Channels)?),
+        how => Some(measure_latents(data, samples, how == Normalise::Channels)?),
     })
 }
 

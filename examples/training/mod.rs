@@ -2,7 +2,6 @@
 
 pub(crate) mod curves;
 pub(crate) mod data;
-pub(crate) mod device;
 pub(crate) mod export;
 pub(crate) mod gradient;
 pub(crate) mod loss;

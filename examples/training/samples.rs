@@ -6,11 +6,11 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use fpdm_core::dit::{Architecture, Config, Labels};
-use fpdm_core::{Flow, ImplicitModel, Parameterization, Picard};
+use fpdm_core::{Flow, ImplicitModel, Normalisation, Parameterization, Picard};
 use fpdm_sample::{
     Ddim, Euler, FixedPointDenoiser, ImageNoise, Ledger, Network, Plan, Sampler, Spacing, StepRule, Uniform, Work,
 };
-use fpdm_train::{Normalisation, Trainer};
+use fpdm_train::Trainer;
 use fpdm_vae::image::{from_tensor, grid, write_png};
 
 use super::network;

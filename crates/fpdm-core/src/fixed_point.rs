@@ -25,6 +25,13 @@ use crate::{Error, Result};
 pub trait FixedPointMap: Send + Sync {
     /// One application: `z` and `f(z)` have the same shape, `(B, T, D)` in the networks here.
     fn apply(&self, z: &Tensor) -> Result<Tensor>;
+
+    /// The map of these samples alone, in this order; `None`, the default, for a map that cannot be cut.
+    ///
+    /// Where the samples of a batch end their solves one by one, this spares the work of those that have ended.
+    fn rows(&self, _rows: &[usize]) -> Result<Option<Arc<dyn FixedPointMap>>> {
+        Ok(None)
+    }
 }
 
 impl<F> FixedPointMap for F
@@ -42,6 +49,10 @@ pub struct Detached(pub Arc<dyn FixedPointMap>);
 impl FixedPointMap for Detached {
     fn apply(&self, z: &Tensor) -> Result<Tensor> {
         Ok(self.0.apply(&z.detach())?.detach())
+    }
+
+    fn rows(&self, rows: &[usize]) -> Result<Option<Arc<dyn FixedPointMap>>> {
+        Ok(self.0.rows(rows)?.map(|map| Arc::new(Detached(map)) as Arc<dyn FixedPointMap>))
     }
 }
 

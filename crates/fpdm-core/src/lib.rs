@@ -64,6 +64,7 @@
 
 pub mod checkpoint;
 mod codec;
+mod diffusion;
 pub mod dit;
 mod error;
 mod fixed_point;
@@ -80,6 +81,7 @@ mod solver;
 mod stop;
 
 pub use codec::{LatentCodec, Moments};
+pub use diffusion::{CodecId, Diffusion, Normalisation, Recommended, Schedule};
 pub use error::{Error, Result};
 pub use fixed_point::{Detached, FixedPointMap, Iterate, Residual};
 pub use model::{Denoiser, ImplicitModel, Prediction, Problem};

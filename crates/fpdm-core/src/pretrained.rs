@@ -8,9 +8,11 @@ use serde_json::Value;
 use crate::checkpoint::{Checkpoint, Untold, Which};
 use crate::dit::{Config, Dit, Fpdit};
 use crate::hub::{HubClient, Located, Progress, Source};
-use crate::{Error, Result};
+use crate::{Diffusion, Error, Result};
 
 /// Settings and weights that fit each other: checked when opened, read when a network is built.
+///
+/// [`Pretrained::from_bytes`] opens weights that are part of a program.
 ///
 /// ```no_run
 /// use candle_core::{DType, Device};
@@ -28,6 +30,8 @@ use crate::{Error, Result};
 pub struct Pretrained {
     /// From `config.json`, ours or diffusers'; without one, what the shapes of the weights tell.
     pub config: Config,
+    /// From `diffusion.json`, where there is one.
+    pub diffusion: Option<Diffusion>,
     /// The weights.
     pub weights: Checkpoint,
 }
@@ -36,8 +40,8 @@ impl Pretrained {
     /// Opens weights from the Hub, a folder or a file.
     ///
     /// # Errors
-    /// Those of [`Source::locate`] and [`Checkpoint::open`]; [`Error::Config`] for a bad `config.json`, or for settings
-    /// that no tensor tells where there is none; [`Error::Weights`] that names every tensor that is missing, extra,
+    /// Those of [`Source::locate`] and [`Checkpoint::open`]; [`Error::Config`] for a bad `config.json` or
+    /// `diffusion.json`, or for settings that no tensor tells where there is no `config.json`; [`Error::Weights`] that names every tensor that is missing, extra,
     /// misshaped or not finite.
     pub fn open(
         source: &Source,
@@ -45,13 +49,30 @@ impl Pretrained {
         client: &dyn HubClient,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let Located { config, weights } = source.locate(client, progress)?;
+        let Located { config, diffusion, weights } = source.locate(client, progress)?;
         let weights = Checkpoint::from_files(&weights, which)?;
         let config = match config {
             Some(path) => read_config(&path, &weights)?,
             None => weights.config(&Untold::default())?,
         };
-        Self::new(config, weights)
+        let this = Self::new(config, weights)?;
+        match diffusion {
+            Some(path) => {
+                let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+                this.with_diffusion(Diffusion::from_json(&text)?)
+            }
+            None => Ok(this),
+        }
+    }
+
+    /// Opens the text of a `config.json`, and the bytes of a safetensors file in any of the layouts: nothing is read
+    /// from a disk. `origin` is for messages.
+    ///
+    /// # Errors
+    /// Those of [`Pretrained::new`]; [`Error::Config`] for a bad config, [`Error::Weights`] if the bytes are no
+    /// safetensors.
+    pub fn from_bytes(origin: &str, config: &str, weights: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+        Self::new(Config::from_json(config)?, Checkpoint::from_bytes(origin, weights)?)
     }
 
     /// Settings of the caller's for weights that are already open.
@@ -63,7 +84,17 @@ impl Pretrained {
         config.check()?;
         weights.check_network(&config)?;
         weights.check_finite()?;
-        Ok(Self { config, weights })
+        Ok(Self { config, diffusion: None, weights })
+    }
+
+    /// The same, said to be trained so.
+    ///
+    /// # Errors
+    /// Those of [`Diffusion::check`] and [`Diffusion::check_network`].
+    pub fn with_diffusion(self, diffusion: Diffusion) -> Result<Self> {
+        diffusion.check()?;
+        diffusion.check_network(&self.config)?;
+        Ok(Self { diffusion: Some(diffusion), ..self })
     }
 
     /// The implicit network, its weights cast to `dtype` on `device`.

@@ -69,7 +69,7 @@ pub fn open(features: Features, source: &str, device: &Device) -> Result<(Box<dy
 }
 
 fn of_file(features: Features, path: &Path, device: &Device) -> Result<Box<dyn FeatureExtractor>> {
-    let tensors = read_tensors(&[path], Which::Model)?;
+    let tensors = read_tensors(path, Which::Model)?;
     let origin = path.display().to_string();
     Ok(match features {
         Features::EfficientNetLite0 => Box::new(EfficientNetLite0::from_tensors(&origin, tensors, device)?),

@@ -23,20 +23,21 @@
 //!
 //! # Should you be using it?
 //!
-//! Yes, if you write a transformer on candle and need gradients, or speed on a CPU. `f32` and `f64` have native
-//! kernels for AVX-512, AVX2 and, portably, everything else; `f16` and `bf16` are computed in `f32`. On other devices
-//! the operations are [`composed`] of candle's own: the same results and gradients, no speed. Derivatives of
-//! derivatives are not supported.
+//! Yes, if you write a transformer on candle and need gradients, or speed on a CPU or an NVIDIA GPU. `f32` and `f64`
+//! have native kernels for AVX-512, AVX2 and, portably, everything else; `f16` and `bf16` are computed in `f32`. With
+//! the feature `cuda`, NVIDIA GPUs have kernels for `f32`, `f16` and `bf16`, of all operations but the convolutions.
+//! Everywhere else the operations are [`composed`] of candle's own: the same results and gradients, no speed.
+//! Derivatives of derivatives are not supported.
 //!
 //! # Example
 //!
 //! ```
-//! use candle_core::{Device, Tensor, Var};
+//! use candle_core::{DType, Device, Tensor, Var};
 //!
 //! let device = Device::Cpu;
-//! let x = Tensor::randn(0f32, 1., (2, 16, 32), &device)?;
-//! let w = Var::randn(0f32, 0.1, (64, 32), &device)?;
-//! let b = Var::zeros(64, candle_core::DType::F32, &device)?;
+//! let x = Tensor::arange(0f32, 1024., &device)?.sin()?.reshape((2, 16, 32))?;
+//! let w = Var::from_tensor(&(Tensor::arange(0f32, 2048., &device)?.cos()? * 0.1)?.reshape((64, 32))?)?;
+//! let b = Var::zeros(64, DType::F32, &device)?;
 //!
 //! let y = fpdm_kernels::linear_gelu(&x, &w, Some(&b))?; // (2, 16, 64)
 //! let reference = fpdm_kernels::composed::linear_gelu(&x, &w, Some(&b))?;

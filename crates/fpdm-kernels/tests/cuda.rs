@@ -35,9 +35,7 @@ fn check(op: &Operation, memory: &[Memory], dtype: DType, tolerance: f64, seed: 
         .iter()
         .map(|a| Var::from_tensor(&a.var.to_dtype(dtype)?.to_dtype(DType::F64)?))
         .collect::<Result<Vec<_>>>()?;
-    let views = |vars: &[Var]| {
-        host.iter().zip(vars).map(|(a, v)| a.view_of(v.as_tensor())).collect::<Result<Vec<_>>>()
-    };
+    let views = |vars: &[Var]| host.iter().zip(vars).map(|(a, v)| a.view_of(v.as_tensor())).collect::<Result<Vec<_>>>();
     let (got_views, views) = (views(&there)?, views(&here)?);
     let expected = (op.composed)(&views)?;
     poison(&device, expected.elem_count())?;
@@ -82,9 +80,8 @@ fn check_all(sizes: Sizes, memory: &[Memory], seed: u64) -> Result<()> {
 fn random_shapes() -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for seed in 0..12 {
-        let memory: Vec<Memory> = (0..5)
-            .map(|_| [Memory::Dense, Memory::Columns, Memory::Swapped][rng.random_range(0..3)])
-            .collect();
+        let memory: Vec<Memory> =
+            (0..5).map(|_| [Memory::Dense, Memory::Columns, Memory::Swapped][rng.random_range(0..3)]).collect();
         let sizes = Sizes {
             batch: rng.random_range(1..4),
             tokens: rng.random_range(1..70),
@@ -186,8 +183,7 @@ fn adamw_equals_its_formula() -> Result<()> {
     for i in 0..len {
         let d = g[i] / (length + 1e-6);
         let (a, b) = (0.9 * m[i] + 0.1 * d, 0.99 * v[i] + 0.01 * d * d);
-        let q = p[i] * (1. - 1e-3)
-            - 1e-2 * (a / (1. - 0.9f64.powi(7))) / ((b / (1. - 0.99f64.powi(7))).sqrt() + 1e-8);
+        let q = p[i] * (1. - 1e-3) - 1e-2 * (a / (1. - 0.9f64.powi(7))) / ((b / (1. - 0.99f64.powi(7))).sqrt() + 1e-8);
         assert!((gp[i] - q).abs() < 2e-6 * q.abs().max(1.), "{i}: {} instead of {q}", gp[i]);
         assert!((ge[i] - (0.9 * p[i] + 0.1 * q)).abs() < 2e-6 * q.abs().max(1.));
         assert!((gw[i] - q).abs() <= q.abs() * 4e-3 + 1e-6);

@@ -81,13 +81,13 @@ pub struct SolveRecord {
     pub t: f64,
     /// Applications spent.
     pub applications: usize,
-    /// `‖f(z) − z‖ / ‖f(z)‖` of the worst sample at the last application.
+    /// `‖f(z) − z‖ / ‖f(z)‖` at the last application: of the image, or of the batch's worst where all spend the same.
     pub residual: f64,
     /// How many times smaller the residual became with every application; unknown where it was measured once.
     pub rate: Option<f64>,
 }
 
-/// What a trajectory has cost, for one image: all images of a batch cost the same.
+/// What a trajectory has cost, for one image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Cost {
     /// Fixed points solved for.
@@ -134,6 +134,7 @@ impl Cost {
 
 /// Something that has spent applications.
 pub trait Account {
-    /// What was spent so far; without seconds, which the [`Sampler`](crate::Sampler) counts.
-    fn cost(&self) -> Cost;
+    /// What was spent so far, for each image of the batch, or once if all spend the same; without seconds, which the
+    /// [`Sampler`](crate::Sampler) counts.
+    fn costs(&self) -> Vec<Cost>;
 }

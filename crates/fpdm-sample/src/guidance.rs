@@ -112,7 +112,11 @@ impl<C: Denoiser, U: Denoiser> Denoiser for Guided<C, U> {
 }
 
 impl<C: Account, U: Account> Account for Guided<C, U> {
-    fn cost(&self) -> Cost {
-        self.conditional.cost().and(self.unconditional.cost())
+    fn costs(&self) -> Vec<Cost> {
+        let (with, without) = (self.conditional.costs(), self.unconditional.costs());
+        // One branch may spend the same for all images where the other does not.
+        let images = with.len().max(without.len());
+        let of = |costs: &[Cost], i: usize| costs.get(i).or(costs.first()).cloned().unwrap_or_default();
+        (0..images).map(|i| of(&with, i).and(of(&without, i))).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! The noise levels of a trajectory.
 
-use fpdm_core::{Error, Flow, Level, NoiseSchedule, Result, Vp};
+use fpdm_core::{Error, Flow, Level, NoiseSchedule, Result, Schedule, Vp};
 
 use crate::{Spacing, StepRule};
 
@@ -31,6 +31,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Steps over the schedule that a network was trained along: [`Plan::vp`] or [`Plan::flow`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for numbers that make no schedule, for no steps or too many.
+    pub fn of(schedule: &Schedule, spacing: Spacing, steps: usize) -> Result<Self> {
+        match (schedule, schedule.vp()?) {
+            (Schedule::Flow { steps: duration }, _) => Self::flow(&Flow { steps: *duration }, spacing, steps),
+            (_, Some(vp)) => Self::vp(&vp, spacing, steps),
+            (other, None) => Err(Error::config("schedule", format!("`{other}` has no times"))),
+        }
+    }
+
     /// Steps over a variance-preserving schedule's whole times, down to the clean latent.
     ///
     /// # Errors

@@ -59,9 +59,19 @@ impl<'a, D: Denoiser + Account> Sampler<'a, D> {
         Ok(self.x.clone())
     }
 
-    /// What was spent so far. Seconds are those of the steps, not of what was done between them.
+    /// What was spent so far for the first image; all spend the same, but for policies
+    /// [`per_image`](crate::FixedPointDenoiser::per_image). Seconds are those of the batch's steps, not of what was done
+    /// between them.
     pub fn cost(&self) -> Cost {
-        Cost { seconds: self.seconds, ..self.denoiser.cost() }
+        self.costs().swap_remove(0)
+    }
+
+    /// What was spent so far for each image of the batch.
+    pub fn costs(&self) -> Vec<Cost> {
+        let costs = self.denoiser.costs();
+        let of = |i: usize| costs.get(i).or(costs.first()).cloned().unwrap_or_default();
+        let images = self.x.dims().first().copied().unwrap_or(1).max(1);
+        (0..images).map(|i| Cost { seconds: self.seconds, ..of(i) }).collect()
     }
 
     /// The denoiser, with its ledger.

@@ -80,7 +80,7 @@ mod trainer;
 pub use checkpoint::{State, latest_checkpoint};
 pub use data::{
     Ahead, Batch, DataSource, Encoded, ImageDecoder, ImageFolder, ImageSource, LatentIndex, LatentShard, LatentShards,
-    Normalisation, Normalised, NpyFolders, Order, Part, Pixels, Prefetch, ShardEntry, TarShards,
+    Normalised, NpyFolders, Order, Part, Pixels, Prefetch, ShardEntry, TarShards, measure_latents,
 };
 pub use ema::Ema;
 pub use estimator::{

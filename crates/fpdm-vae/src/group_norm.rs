@@ -4,6 +4,8 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 use fpdm_core::Result;
 
+use crate::norms::{Norms, Statistics};
+
 /// Wu and He 2018, arXiv 1803.08494, equation 7. Statistics are taken in `f32` whatever the dtype.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupNorm {
@@ -23,19 +25,15 @@ impl GroupNorm {
     }
 
     /// `(B, C, H, W)` → the same.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, c, h, w) = x.dims4()?;
+    pub(crate) fn forward(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
+        let (b, c, _, _) = x.dims4()?;
         let within = match x.dtype() {
             DType::F16 | DType::BF16 => DType::F32,
             dtype => dtype,
         };
         let x32 = x.to_dtype(within)?;
-        let grouped = x32.reshape((b, self.groups, (c / self.groups) * h * w))?;
-        let mean = grouped.mean_keepdim(D::Minus1)?; // (B, G, 1)
-        let scale = {
-            let centred = grouped.broadcast_sub(&mean)?;
-            (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?.recip()?
-        };
+        let Statistics { mean, variance, .. } = norms.of(&x32, |part| Statistics::of(part, self.groups))?;
+        let scale = (variance + EPS)?.sqrt()?.recip()?; // (B, G, 1)
         // One factor and one summand a channel: two passes over the picture instead of four.
         let channels = (1, self.groups, c / self.groups);
         let weight = self.weight.to_dtype(within)?.reshape(channels)?;
@@ -47,7 +45,18 @@ impl GroupNorm {
     }
 
     /// `silu(norm(x))`
-    pub(crate) fn silu(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.forward(x)?.silu()?)
+    pub(crate) fn silu(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
+        Ok(self.forward(x, norms)?.silu()?)
+    }
+}
+
+impl Statistics {
+    /// Of each sample and group of `x` `(B, C, H, W)`.
+    fn of(x: &Tensor, groups: usize) -> Result<Self> {
+        let (b, c, h, w) = x.dims4()?;
+        let grouped = x.reshape((b, groups, (c / groups) * h * w))?;
+        let mean = grouped.mean_keepdim(D::Minus1)?;
+        let variance = grouped.broadcast_sub(&mean)?.sqr()?.mean_keepdim(D::Minus1)?;
+        Ok(Self { mean, variance, pixels: h * w })
     }
 }

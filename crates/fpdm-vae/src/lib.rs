@@ -3,9 +3,11 @@
 mod check;
 mod conv;
 mod files;
+mod fresh;
 mod group_norm;
 pub mod image;
 mod kl;
+mod norms;
 mod open;
 mod pixels;
 mod round_trip;
@@ -15,8 +17,9 @@ mod tiled;
 mod tiny;
 
 pub use fpdm_core::{Error, LatentCodec, Moments, Result};
-pub use kl::{AutoencoderKl, KlConfig, Posterior};
-pub use open::{open, open_with};
+pub use fresh::fresh;
+pub use kl::{AutoencoderKl, KlConfig, Posterior, TiledKl};
+pub use open::{open, open_bytes, open_tiled, open_with};
 pub use pixels::Pixels;
 pub use round_trip::round_trip;
 pub use sliced::Sliced;

@@ -8,30 +8,22 @@ use fpdm_core::{Error, LatentCodec, Result};
 use serde_json::Value;
 
 use crate::files::{self, Weights};
-use crate::{AutoencoderKl, KlConfig, Pixels, TinyAutoencoder, TinyConfig};
+use crate::{AutoencoderKl, KlConfig, Pixels, Tiled, TiledKl, Tiling, TinyAutoencoder, TinyConfig};
 
 /// Opens a codec: `pixels`, a Hub repository (`stabilityai/sd-vae-ft-mse`, `madebyollin/taesd`, with `@revision` if
 /// wanted), a folder or a file.
 ///
 /// Looked for are `config.json` with `diffusion_pytorch_model.safetensors` (or `.fp16.`), at the top or in `vae/` as
-/// pipelines have it, and the pair of original files of TAESD. The kind is what `_class_name` says, or the fields of the
-/// config, or the names of the tensors. Weights are cast to `dtype`.
+/// pipelines have it, the same as `.bin`, and the pair of original files of TAESD, in safetensors or as `torch.save`
+/// writes them; where a folder has several pairs, one file of the wanted one is named. The kind is what `_class_name`
+/// says, or the fields of the config, or the names of the tensors. Weights are cast to `dtype`.
 ///
 /// # Errors
 /// [`Error::Config`] if the text is no source, the class is unknown or a value of the config cannot be used,
 /// [`Error::Weights`] with all missing, misshapen and unknown tensors, [`Error::Hub`] and [`Error::Io`] if a file cannot be
 /// had.
 pub fn open(source: &str, dtype: DType, device: &Device) -> Result<Box<dyn LatentCodec>> {
-    if source == "pixels" {
-        return Ok(Box::new(Pixels));
-    }
-    let source = Source::parse(source)?;
-    let client = match source {
-        // Needs no cache, so no home directory either.
-        Source::Folder(_) | Source::File(_) => Hub { offline: true, ..Hub::new("") },
-        Source::Hub { .. } => Hub::from_env()?,
-    };
-    open_with(&source, &client, dtype, device)
+    Ok(opened(source, dtype, device)?.whole())
 }
 
 /// The same with a Hub of one's own.
@@ -44,35 +36,132 @@ pub fn open_with(
     dtype: DType,
     device: &Device,
 ) -> Result<Box<dyn LatentCodec>> {
-    if !dtype.is_float() {
-        return Err(Error::config("dtype", format!("{dtype:?} cannot hold weights; use a floating point type")));
+    Ok(load(source, client, dtype, device)?.whole())
+}
+
+/// What it takes until a picture of uneven contrast is within half a step of 8 bits, docs/codecs.md.
+const PASSES: usize = 4;
+
+/// Opens a codec that sees one tile of `tile` latents at a time, of which neighbours share `overlap`: a
+/// [`Tiled`](crate::Tiled), or a [`TiledKl`](crate::TiledKl) with four passes.
+///
+/// # Errors
+/// Those of [`open`], and [`Error::Config`] for tiles that cannot be used.
+pub fn open_tiled(
+    source: &str,
+    tile: usize,
+    overlap: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Box<dyn LatentCodec>> {
+    let tiling = |factor| Tiling { tile, overlap, factor };
+    Ok(match opened(source, dtype, device)? {
+        Opened::Kl(codec) => {
+            let factor = codec.config().factor();
+            Box::new(TiledKl::new(*codec, tiling(factor), PASSES)?)
+        }
+        Opened::Tiny(codec) => {
+            let factor = codec.config().factor();
+            Box::new(Tiled::new(codec, tiling(factor))?)
+        }
+        Opened::Pixels => Box::new(Tiled::new(Box::new(Pixels), tiling(1))?),
+    })
+}
+
+enum Opened {
+    Kl(Box<AutoencoderKl>),
+    Tiny(Box<TinyAutoencoder>),
+    Pixels,
+}
+
+impl Opened {
+    fn whole(self) -> Box<dyn LatentCodec> {
+        match self {
+            Opened::Kl(codec) => codec,
+            Opened::Tiny(codec) => codec,
+            Opened::Pixels => Box::new(Pixels),
+        }
     }
+}
+
+fn opened(source: &str, dtype: DType, device: &Device) -> Result<Opened> {
+    if source == "pixels" {
+        return Ok(Opened::Pixels);
+    }
+    let source = Source::parse(source)?;
+    let client = match source {
+        // Needs no cache, so no home directory either.
+        Source::Folder(_) | Source::File(_) => Hub { offline: true, ..Hub::new("") },
+        Source::Hub { .. } => Hub::from_env()?,
+    };
+    load(&source, &client, dtype, device)
+}
+
+fn load(source: &Source, client: &dyn HubClient, dtype: DType, device: &Device) -> Result<Opened> {
+    floating(dtype)?;
     let found = files::find(source, client)?;
     let tensors = match &found.weights {
         Weights::Whole(path) => files::tensors(path)?,
         Weights::Halves { encoder, decoder } => {
             let (encoder, decoder) = (files::tensors(encoder)?, files::tensors(decoder)?);
-            return Ok(Box::new(TinyAutoencoder::from_original(&found.origin, encoder, decoder, dtype, device)?));
+            let codec = TinyAutoencoder::from_original(&found.origin, encoder, decoder, dtype, device)?;
+            return Ok(Opened::Tiny(Box::new(codec)));
         }
     };
     let config = found.config.as_deref().map(files::json).transpose()?;
-    let text = config.as_ref().map(Value::to_string);
-    match (kind(&found.origin, config.as_ref(), &tensors)?, text) {
+    build(&found.origin, config.as_ref(), tensors, dtype, device)
+}
+
+/// Opens the text of a codec's `config.json` and the bytes of its safetensors file, diffusers names: nothing is read
+/// from a disk. `origin` is for messages.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_bytes(
+    origin: &str,
+    config: &str,
+    weights: &[u8],
+    dtype: DType,
+    device: &Device,
+) -> Result<Box<dyn LatentCodec>> {
+    floating(dtype)?;
+    let config = files::parse(&format!("config.json of {origin}"), config)?;
+    Ok(build(origin, Some(&config), files::tensors_of(origin, weights)?, dtype, device)?.whole())
+}
+
+fn floating(dtype: DType) -> Result<()> {
+    if dtype.is_float() {
+        return Ok(());
+    }
+    Err(Error::config("dtype", format!("{dtype:?} cannot hold weights; use a floating point type")))
+}
+
+fn build(
+    origin: &str,
+    config: Option<&Value>,
+    tensors: HashMap<String, Tensor>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Opened> {
+    let text = config.map(Value::to_string);
+    match (kind(origin, config, &tensors)?, text) {
         (Kind::Kl, Some(text)) => {
-            let config = named(KlConfig::from_json(&text), &found.origin)?;
-            Ok(Box::new(AutoencoderKl::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            let config = named(KlConfig::from_json(&text), origin)?;
+            AutoencoderKl::from_tensors(config, origin, tensors, dtype, device).map(|kl| Opened::Kl(Box::new(kl)))
         }
         (Kind::Kl, None) => Err(Error::Weights {
-            origin: found.origin,
+            origin: origin.to_owned(),
             problems: vec!["config.json is missing, which an AutoencoderKL needs; put it beside the weights".into()],
         }),
         (Kind::Tiny, Some(text)) => {
-            let config = named(TinyConfig::from_json(&text), &found.origin)?;
-            Ok(Box::new(TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            let config = named(TinyConfig::from_json(&text), origin)?;
+            TinyAutoencoder::from_tensors(config, origin, tensors, dtype, device)
+                .map(|tiny| Opened::Tiny(Box::new(tiny)))
         }
         (Kind::Tiny, None) => {
             let config = TinyConfig::of_tensors(&tensors);
-            Ok(Box::new(TinyAutoencoder::from_tensors(config, &found.origin, tensors, dtype, device)?))
+            TinyAutoencoder::from_tensors(config, origin, tensors, dtype, device)
+                .map(|tiny| Opened::Tiny(Box::new(tiny)))
         }
     }
 }

@@ -32,6 +32,7 @@ mod infer;
 mod layout;
 mod open;
 mod safetensors;
+mod tensors;
 mod torch;
 mod write;
 
@@ -39,6 +40,7 @@ pub(crate) use check::{Entry, problems};
 pub(crate) use container::Container;
 pub use infer::{Untold, diffusers_config};
 pub use layout::Layout;
-pub use open::{Checkpoint, Which, read_tensors};
+pub use open::{Checkpoint, Which};
 pub(crate) use safetensors::Safetensors;
+pub use tensors::read_tensors;
 pub use write::{write_safetensors, write_text, write_torch};

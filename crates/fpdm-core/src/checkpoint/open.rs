@@ -1,6 +1,6 @@
 //! A checkpoint, under our names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use candle_nn::var_builder::SimpleBackend;
 
 use super::container::{Container, broken};
 use super::layout::{Layout, Recipe, Recipes, detect};
-use super::safetensors::Safetensors;
+use super::safetensors::{Buffered, Safetensors};
 use super::torch::Torch;
 use crate::hub::{Hub, Source};
 use crate::{Error, Result};
@@ -83,7 +83,34 @@ impl Checkpoint {
             return Err(broken("weights", "no file was given"));
         };
         let container = container(first, paths, which)?;
-        let origin = first.display().to_string();
+        Self::new(first.display().to_string(), container, prefix)
+    }
+
+    /// Opens the bytes of one safetensors file, which are kept. `origin` is for messages.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use fpdm_core::checkpoint::Checkpoint;
+    ///
+    /// # use fpdm_core::dit::{Config, Size, init};
+    /// # let small = Config { hidden_size: 16, num_heads: 2, ..Config::fpdm(Size::S, 2) };
+    /// # let path = std::env::temp_dir().join(format!("fpdm-{}.safetensors", std::process::id()));
+    /// # fpdm_core::params::save(&init(&small, 0, DType::F32, &Device::Cpu)?, &path)?;
+    /// # let bytes = std::fs::read(&path).expect("just written");
+    /// # std::fs::remove_file(&path).ok();
+    /// // include_bytes!("model.safetensors"), say
+    /// let weights = Checkpoint::from_bytes("the default weights", bytes)?;
+    /// weights.check_network(&small)?;
+    /// # fpdm_core::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Weights`] that says what is wrong with them.
+    pub fn from_bytes(origin: &str, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+        Self::new(origin.to_owned(), Arc::new(Buffered::open(origin, bytes)?), "")
+    }
+
+    fn new(origin: String, container: Arc<dyn Container>, prefix: &str) -> Result<Self> {
         let (layout, recipes) = detect(&origin, &*container, prefix)?;
         let (mut shapes, mut problems) = (BTreeMap::new(), Vec::new());
         for (name, recipe) in &recipes {
@@ -173,20 +200,7 @@ impl SimpleBackend for Checkpoint {
     }
 }
 
-/// All tensors of a file, or of several shards, under the names and in the types that are stored, on the CPU: for
-/// networks that are not of this crate.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Weights`] for a file that is no safetensors and no `torch.save` archive, or is damaged.
-pub fn read_tensors<P: AsRef<Path>>(paths: &[P], which: Which) -> Result<HashMap<String, Tensor>> {
-    let Some(first) = paths.first().map(AsRef::as_ref) else {
-        return Err(broken("weights", "no file was given"));
-    };
-    let container = container(first, paths, which)?;
-    container.shapes().keys().map(|name| Ok((name.clone(), container.read(name)?))).collect()
-}
-
-fn container<P: AsRef<Path>>(first: &Path, paths: &[P], which: Which) -> Result<Arc<dyn Container>> {
+pub(super) fn container<P: AsRef<Path>>(first: &Path, paths: &[P], which: Which) -> Result<Arc<dyn Container>> {
     match (kind(first)?, paths.len()) {
         (Kind::Safetensors, _) => Ok(Arc::new(Safetensors::open(paths)?)),
         (Kind::Torch, 1) => Ok(Arc::new(Torch::open(first, which)?)),

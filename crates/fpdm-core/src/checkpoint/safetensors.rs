@@ -1,10 +1,11 @@
-//! Memory-mapped safetensors, one file or several shards.
+//! Safetensors: memory-mapped, one file or several shards; or in memory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::{Load, MmapedSafetensors};
 use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
 
 use super::container::{Container, broken};
 use crate::{Error, Result};
@@ -56,6 +57,37 @@ impl Container for Safetensors {
             .get(name)
             .and_then(|view| view.load(&Device::Cpu))
             .map_err(|e| broken(path.display(), format!("{name}: {}", cause(&e))))
+    }
+}
+
+/// The tensors of one file that is already in memory.
+pub(crate) struct Buffered {
+    origin: String,
+    bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl Buffered {
+    /// Reads the header.
+    pub(crate) fn open(origin: &str, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+        let file =
+            SafeTensors::deserialize(bytes.as_ref()).map_err(|e| broken(origin, format!("no safetensors: {e}")))?;
+        let shapes = file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect();
+        drop(file);
+        Ok(Self { origin: origin.to_owned(), bytes: Box::new(bytes), shapes })
+    }
+}
+
+impl Container for Buffered {
+    fn shapes(&self) -> &BTreeMap<String, Vec<usize>> {
+        &self.shapes
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        // The header is read again, which costs little beside a tensor and spares a borrow of oneself.
+        let file = SafeTensors::deserialize((*self.bytes).as_ref()).map_err(|e| broken(&self.origin, e.to_string()))?;
+        let view = file.tensor(name).map_err(|e| broken(&self.origin, e.to_string()))?;
+        view.load(&Device::Cpu).map_err(|e| broken(&self.origin, format!("{name}: {}", cause(&e))))
     }
 }
 

@@ -33,6 +33,16 @@ pub struct Modulation {
 }
 
 impl Modulation {
+    /// Those of the samples that `index`, `(N)` in u32, names.
+    pub(super) fn rows(&self, index: &Tensor) -> Result<Self> {
+        let pick = |parts: &[Tensor; 3]| -> Result<[Tensor; 3]> {
+            let [a, b, c] = parts;
+            let pick = |t: &Tensor| t.contiguous()?.index_select(index, 0);
+            Ok([pick(a)?, pick(b)?, pick(c)?])
+        };
+        Ok(Self { attention: pick(&self.attention)?, mlp: pick(&self.mlp)? })
+    }
+
     pub(super) fn detach(&self) -> Self {
         let detached = |part: &[Tensor; 3]| part.clone().map(|t| t.detach());
         Self { all: self.all.detach(), attention: detached(&self.attention), mlp: detached(&self.mlp) }
@@ -78,8 +88,7 @@ impl Block {
         let h = fpdm_kernels::attention(&self.qkv.forward(&h)?, self.heads)?;
         let [shift, scale, last_gate] = &m.mlp;
         let proj = (&h, &self.proj.w, &self.proj.b);
-        let (x, h) =
-            fpdm_kernels::linear_gate_residual_norm(proj, (x, gate), (shift, scale), self.mlp_norm_eps)?;
+        let (x, h) = fpdm_kernels::linear_gate_residual_norm(proj, (x, gate), (shift, scale), self.mlp_norm_eps)?;
         let h = fpdm_kernels::linear_gelu(&h, &self.fc1.w, Some(&self.fc1.b))?;
         Ok(fpdm_kernels::linear_gate_residual(&h, &self.fc2.w, &self.fc2.b, &x, last_gate)?)
     }

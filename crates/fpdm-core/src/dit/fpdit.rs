@@ -207,4 +207,12 @@ impl FixedPointMap for ImplicitMap {
         let h = fpdm_kernels::linear_add_gelu(z, &self.w_z, &self.injected)?; // (B, T, 2 D)
         run_blocks(&self.blocks, &self.modulations, &self.fc2.forward(&h)?)
     }
+
+    fn rows(&self, rows: &[usize]) -> Result<Option<Arc<dyn FixedPointMap>>> {
+        let index: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        let index = Tensor::from_vec(index, rows.len(), self.injected.device())?;
+        let modulations = self.modulations.iter().map(|m| m.rows(&index)).collect::<Result<_>>()?;
+        let injected = self.injected.contiguous()?.index_select(&index, 0)?;
+        Ok(Some(Arc::new(Self { injected, modulations, ..self.clone() })))
+    }
 }

@@ -1,7 +1,7 @@
 //! Weights from a Hub repository, a local folder or one file.
 //!
 //! [`Source`] is what a user writes (`org/name@revision`, a folder, a file), [`Hub`] fetches and [`Located`] is what
-//! was found: `config.json` and the weight files. [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) reads them.
+//! was found: the weight files, and `config.json` and `diffusion.json` beside them. [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) reads them.
 //!
 //! ```no_run
 //! use fpdm_core::{checkpoint::{Checkpoint, Which}, hub::{Hub, Source}};

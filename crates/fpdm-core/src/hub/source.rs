@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::cache::is_inside;
 use super::client::{HubClient, Progress, RemoteFile};
-use crate::{Error, Result};
+use crate::{Diffusion, Error, Result};
 
 /// The names that are looked for, in this order.
 const NAMES: [&str; 4] =
@@ -36,6 +36,8 @@ pub enum Source {
 pub struct Located {
     /// The `config.json`, if there is one.
     pub config: Option<PathBuf>,
+    /// The `diffusion.json`, if there is one.
+    pub diffusion: Option<PathBuf>,
     /// The weight file, or all shards.
     pub weights: Vec<PathBuf>,
 }
@@ -95,7 +97,7 @@ impl Source {
         Ok(Source::Hub { id: format!("{org}/{repo}"), revision: revision.to_owned(), file: file.map(str::to_owned) })
     }
 
-    /// Finds `config.json` and the weights, and downloads what is not local.
+    /// Finds the weights with `config.json` and `diffusion.json` beside them, and downloads what is not local.
     ///
     /// Looked for are `model.safetensors`, `diffusion_pytorch_model.safetensors`, each whole or as an
     /// `.index.json` with shards, `model.pt` and `diffusion_pytorch_model.bin`, at the top and in `transformer/`; in a
@@ -114,7 +116,7 @@ impl Source {
                     true => shards(path, "", &mut find)?,
                     false => vec![path.clone()],
                 };
-                Ok(Located { config: find("config.json")?, weights })
+                beside("", weights, &mut find)
             }
             Source::Hub { id, revision, file } => {
                 let mut find = |path: &str| client.find(RemoteFile { repo: id, revision, path }, &mut *progress);
@@ -124,13 +126,13 @@ impl Source {
                         let Some(path) = find(file)? else {
                             return client
                                 .fetch(RemoteFile { repo: id, revision, path: file }, progress)
-                                .map(|path| Located { config: None, weights: vec![path] });
+                                .map(|path| Located { config: None, diffusion: None, weights: vec![path] });
                         };
                         let weights = match file.ends_with(".index.json") {
                             true => shards(&path, folder, &mut find)?,
                             false => vec![path],
                         };
-                        Ok(Located { config: find(&format!("{folder}config.json"))?, weights })
+                        beside(folder, weights, &mut find)
                     }
                     None => usual(&mut find)?.ok_or_else(|| nothing(&self.to_string(), "")),
                 }
@@ -140,6 +142,12 @@ impl Source {
 }
 
 type Find<'a> = dyn FnMut(&str) -> Result<Option<PathBuf>> + 'a;
+
+/// The weights in `folder`, and the files beside them that say what they are.
+fn beside(folder: &str, weights: Vec<PathBuf>, find: &mut Find) -> Result<Located> {
+    let mut json = |name: &str| find(&format!("{folder}{name}"));
+    Ok(Located { config: json("config.json")?, diffusion: json(Diffusion::FILE)?, weights })
+}
 
 fn usual(find: &mut Find) -> Result<Option<Located>> {
     for folder in FOLDERS {
@@ -152,7 +160,7 @@ fn usual(find: &mut Find) -> Result<Option<Located>> {
                 weights = Some(shards(&index, folder, find)?);
             }
             if let Some(weights) = weights {
-                return Ok(Some(Located { config: find(&format!("{folder}config.json"))?, weights }));
+                return beside(folder, weights, find).map(Some);
             }
         }
     }
@@ -173,7 +181,7 @@ fn in_folder(folder: &Path) -> Result<Located> {
     }
     others.sort();
     match others.len() {
-        1 => Ok(Located { config: find("config.json")?, weights: others }),
+        1 => beside("", others, &mut find),
         0 => Err(nothing(&folder.display().to_string(), "")),
         _ => {
             let names: Vec<_> = others.iter().filter_map(|p| p.file_name()?.to_str()).collect();

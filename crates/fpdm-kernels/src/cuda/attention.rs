@@ -84,13 +84,7 @@ fn run(qkv: &Tensor, heads: usize, keep_sums: bool) -> Result<(Fresh, Option<Fre
 }
 
 /// The gradient of `qkv` from the result `y`, the sums, and the result's gradient `g`.
-pub(crate) fn attention_gradient(
-    qkv: &Tensor,
-    heads: usize,
-    y: &Tensor,
-    sums: &Tensor,
-    g: &Tensor,
-) -> Result<Tensor> {
+pub(crate) fn attention_gradient(qkv: &Tensor, heads: usize, y: &Tensor, sums: &Tensor, g: &Tensor) -> Result<Tensor> {
     let (batch, tokens, width) = qkv.dims3()?;
     let device = device(qkv)?;
     let gpu = gpu(&device)?;

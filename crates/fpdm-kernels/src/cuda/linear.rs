@@ -126,8 +126,7 @@ fn project(
     }
     let elements = x.rows * w.rows;
     let out = Out::new(&device, dtype, elements)?;
-    let argument =
-        if gelu == Gelu::WithArgument { Some(Out::new(&device, dtype, elements)?) } else { None };
+    let argument = if gelu == Gelu::WithArgument { Some(Out::new(&device, dtype, elements)?) } else { None };
     let bias_ptr = bias.as_ref().map(|b| b.ptr);
     let plain = Product {
         m: x.rows,

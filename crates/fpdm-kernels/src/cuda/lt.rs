@@ -34,9 +34,14 @@ pub(super) enum Epilogue {
     /// Adds a row to every row.
     Bias(u64),
     /// GELU (tanh), after a bias if there is one; the argument is stored too if there is a place for it.
-    Gelu { bias: Option<u64>, argument: Option<u64> },
+    Gelu {
+        bias: Option<u64>,
+        argument: Option<u64>,
+    },
     /// Times the slope of GELU at the argument that was stored.
-    GeluSlope { argument: u64 },
+    GeluSlope {
+        argument: u64,
+    },
 }
 
 /// `out = epilogue(left · right + beta · add)`, all row-major: left (m, k), right (k, n), out (m, n) with rows `stride`

@@ -70,7 +70,9 @@ pub(crate) fn operations(s: Sizes) -> Vec<Operation> {
                 ("shift", vec![b, o]),
                 ("scale", vec![b, o]),
             ],
-            fused: Box::new(|a| both(linear_gate_residual_norm((&a[0], &a[1], &a[2]), (&a[3], &a[4]), (&a[5], &a[6]), 1e-3)?)),
+            fused: Box::new(|a| {
+                both(linear_gate_residual_norm((&a[0], &a[1], &a[2]), (&a[3], &a[4]), (&a[5], &a[6]), 1e-3)?)
+            }),
             composed: Box::new(|a| {
                 both(composed::linear_gate_residual_norm((&a[0], &a[1], &a[2]), (&a[3], &a[4]), (&a[5], &a[6]), 1e-3)?)
             }),

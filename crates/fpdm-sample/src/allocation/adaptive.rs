@@ -8,9 +8,9 @@ use crate::SolveRecord;
 /// `θ · (1/r)^(gain·(k − s))`: overspending raises it, saving lowers it. Unless `threshold` says otherwise, the first
 /// solve spends its even share, and where it arrives is the first threshold.
 ///
-/// It spends at most the budget and mostly a little less. The residual is that of a batch's worst sample, so images
-/// depend on the batch they are in; to have them depend on their own number alone, sample them one by one. Nothing is
-/// carried from one trajectory to the next.
+/// It spends at most the budget and mostly a little less. Nothing is carried from one trajectory to the next. One policy
+/// for a batch goes by its worst sample, so that images depend on the batch they are in; to have each depend on its own
+/// number alone, give each its own policy: [`FixedPointDenoiser::per_image`](crate::FixedPointDenoiser::per_image).
 ///
 /// # Reference
 ///

@@ -2,7 +2,7 @@ use candle_core::Tensor;
 use fpdm_core::{Iterate, Result, StopReason, StopRule};
 
 /// A budget that measures its last application, and every one if it may stop at a threshold; and that keeps an early
-/// iterate for iteration guidance.
+/// iterate for iteration guidance. For a batch, by its worst sample, or for one sample of it.
 pub(super) struct Watch {
     pub(super) limit: usize,
     pub(super) threshold: Option<f64>,
@@ -17,6 +17,29 @@ impl Watch {
         Self { limit, threshold, keep, kept: None, first: None, last: (0, 0.) }
     }
 
+    /// Looks at the point after application `iter`, and at its residual if it has to.
+    pub(super) fn look(
+        &mut self,
+        iter: usize,
+        next: &Tensor,
+        residual: impl FnOnce() -> Result<f64>,
+    ) -> Result<Option<StopReason>> {
+        if self.keep == Some(iter) && iter < self.limit {
+            self.kept = Some(next.clone());
+        }
+        let done = iter >= self.limit;
+        if !done && self.threshold.is_none() {
+            return Ok(None);
+        }
+        let residual = residual()?;
+        self.first.get_or_insert((iter, residual));
+        self.last = (iter, residual);
+        if self.threshold.is_some_and(|least| residual <= least) {
+            return Ok(Some(StopReason::Converged));
+        }
+        Ok(done.then_some(StopReason::Budget))
+    }
+
     /// How many times smaller the residual became with every application.
     pub(super) fn rate(&self) -> Option<f64> {
         let ((i, r0), (j, r1)) = (self.first?, self.last);
@@ -26,20 +49,7 @@ impl Watch {
 
 impl StopRule for Watch {
     fn check(&mut self, iter: usize, it: &Iterate) -> Result<Option<StopReason>> {
-        if self.keep == Some(iter) && iter < self.limit {
-            self.kept = Some(it.next.clone());
-        }
-        let done = iter >= self.limit;
-        if !done && self.threshold.is_none() {
-            return Ok(None);
-        }
-        let residual = it.worst(iter)?.rel;
-        self.first.get_or_insert((iter, residual));
-        self.last = (iter, residual);
-        if self.threshold.is_some_and(|least| residual <= least) {
-            return Ok(Some(StopReason::Converged));
-        }
-        Ok(done.then_some(StopReason::Budget))
+        self.look(iter, &it.next, || Ok(it.worst(iter)?.rel))
     }
 
     fn limit(&self) -> Option<usize> {

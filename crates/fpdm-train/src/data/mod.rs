@@ -17,7 +17,7 @@ pub use self::ahead::{Ahead, Prefetch};
 pub use self::encoded::Encoded;
 pub use self::images::{ImageDecoder, ImageFolder, ImageSource, Part, Pixels};
 pub use self::latents::{LatentIndex, LatentShard, LatentShards, ShardEntry};
-pub use self::normalised::{Normalisation, Normalised};
+pub use self::normalised::{Normalised, measure_latents};
 pub use self::npy::NpyFolders;
 pub use self::order::Order;
 pub use self::tar::TarShards;

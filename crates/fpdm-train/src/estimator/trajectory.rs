@@ -122,12 +122,7 @@ pub(super) fn trajectory(
 }
 
 /// `m` steps of a map that carries gradients back itself.
-fn reversed(
-    map: Arc<dyn Reversible>,
-    start: &Tensor,
-    (n, m): (usize, usize),
-    memory: Memory,
-) -> Result<Estimate> {
+fn reversed(map: Arc<dyn Reversible>, start: &Tensor, (n, m): (usize, usize), memory: Memory) -> Result<Estimate> {
     let segment = match memory {
         Memory::Store => m,
         Memory::Recompute(0) => {

@@ -34,19 +34,24 @@ pub fn variational_bound(
         dims[0] = values.len();
         Ok(Tensor::from_vec(values, dims, &candle_core::Device::Cpu)?.to_dtype(dtype)?.to_device(x0.device())?)
     };
-    let (low, high) = (column(&|p| p.log_variance)?, column(&|p| p.beta.ln())?);
-    let share = variance.affine(0.5, 0.5)?;
-    let log_variance = (share.broadcast_mul(&(&high - &low)?)?).broadcast_add(&low)?;
+    // How much wider than the posterior, in logarithms: not as the difference of two logarithms of about -10, in which
+    // f32 would lose five digits.
+    let gap = variance.affine(0.5, 0.5)?.broadcast_mul(&column(&|p| p.beta.ln() - p.log_variance)?)?;
+    let low = column(&|p| p.log_variance)?;
+    let log_variance = gap.broadcast_add(&low)?;
 
     let (said_x0, _) = parameterization.split(levels, &xt, &prediction)?;
     let (of_x0, of_xt) = (column(&|p| p.mean_x0)?, column(&|p| p.mean_xt)?);
-    let mean = |x0: &Tensor| -> Result<Tensor> { Ok((x0.broadcast_mul(&of_x0)? + xt.broadcast_mul(&of_xt)?)?) };
-    let (true_mean, said_mean) = (mean(&x0)?, mean(&said_x0)?.detach());
+    let said_mean = (said_x0.broadcast_mul(&of_x0)? + xt.broadcast_mul(&of_xt)?)?.detach();
 
     // KL(N(μ, e^l) ‖ N(μ', e^l')) = ½(l' − l − 1 + e^(l − l') + (μ − μ')² e^(−l')).
-    let gap = log_variance.broadcast_sub(&low)?;
-    let square = ((true_mean - &said_mean)?.sqr()? * log_variance.neg()?.exp()?)?;
-    let kl = (((&gap + gap.neg()?.exp()?)? + square)? - 1.)?.affine(0.5, 0.)?;
+    // The gap's part is small, and 1 - e^(-gap) = 2u/(1 + u) with u = tanh(gap/2) does not cancel where it is.
+    let u = (&gap * 0.5)?.tanh()?;
+    let of_gap = (&gap - ((&u * 2.)? / (u + 1.)?)?)?;
+    // The distance of means is that of x0, weighted: the rest of them is the same.
+    let apart = (&x0 - &said_x0)?.broadcast_mul(&of_x0)?.detach();
+    let square = (apart.sqr()? * log_variance.neg()?.exp()?)?;
+    let kl = (of_gap + square)?.affine(0.5, 0.)?;
     let nll = binned_nll(&x0, &said_mean, &(log_variance * 0.5)?)?;
 
     let first: Vec<u8> = levels.iter().map(|level| u8::from(level.t == 0.)).collect();

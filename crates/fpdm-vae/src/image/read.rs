@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
 
 use fpdm_core::{Error, Result};
-use image::{ImageReader, Limits};
+use image::{ImageFormat, ImageReader, Limits};
 
 use super::tensor::Picture;
 
@@ -56,6 +56,14 @@ fn from_reader<R: BufRead + Seek>(
         return Err(Error::config(name, why));
     }
     let mut reader = reader()?;
+    if reader.format() == Some(ImageFormat::Jpeg) {
+        let mut bytes = Vec::new();
+        let mut source = open().map_err(|e| broken(&e))?;
+        source.rewind().and_then(|()| source.read_to_end(&mut bytes)).map_err(|e| broken(&e))?;
+        if !is_whole_jpeg(&bytes) {
+            return Err(Error::config(name, "a JPEG that is cut short: its picture has no end; get it anew"));
+        }
+    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(width);
     limits.max_image_height = Some(height);
@@ -64,4 +72,11 @@ fn from_reader<R: BufRead + Seek>(
     reader.limits(limits);
     let rgb = reader.decode().map_err(|e| broken(&e))?.into_rgb8();
     Picture::new(rgb.width() as usize, rgb.height() as usize, rgb.into_raw())
+}
+
+/// Whether the last scan is followed by an end of image: the decoder fills what is missing with grey, and a data set of
+/// such pictures would be learned from. Within a scan the end's two bytes cannot occur (ITU-T T.81, B.1.1.5).
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    last(0xda).is_some_and(|scan| last(0xd9).is_some_and(|end| end > scan))
 }

@@ -5,6 +5,7 @@ use candle_nn::{Init, VarBuilder, ops};
 use fpdm_core::Result;
 
 use crate::group_norm::GroupNorm;
+use crate::norms::Norms;
 
 /// Scores held at a time: queries are taken in blocks, so that a large picture needs no square of its size.
 const SCORES: usize = 1 << 24;
@@ -55,7 +56,7 @@ impl Attention {
     /// `(B, C, H, W)` → the same.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, c, h, w) = x.dims4()?;
-        let tokens = self.norm.forward(x)?.reshape((b, c, h * w))?.transpose(1, 2)?.contiguous()?; // (B, N, C)
+        let tokens = self.norm.forward(x, &mut Norms::own())?.reshape((b, c, h * w))?.transpose(1, 2)?.contiguous()?; // (B, N, C)
         let query = (self.query.forward(&tokens)? * (c as f64).powf(-0.5))?;
         let key = self.key.forward(&tokens)?.transpose(1, 2)?.contiguous()?; // (B, C, N)
         let value = self.value.forward(&tokens)?;

@@ -10,6 +10,7 @@ use super::middle::Middle;
 use super::resnet::Resnet;
 use crate::conv::{Conv, SAME};
 use crate::group_norm::GroupNorm;
+use crate::norms::Norms;
 
 #[derive(Clone, Debug)]
 struct Level {
@@ -58,15 +59,26 @@ impl Decoder {
 
     /// `(B, C, H, W)` → `(B, 3, F·H, F·W)`.
     pub(super) fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let mut x = self.middle.forward(&self.conv_in.forward(z)?)?;
+        self.rise(&self.middle(z)?, &mut Norms::own())
+    }
+
+    /// What happens at the size of the latents: `(B, C, H, W)` → `(B, C', H, W)`.
+    pub(super) fn middle(&self, z: &Tensor) -> Result<Tensor> {
+        self.middle.forward(&self.conv_in.forward(z)?)
+    }
+
+    /// The rest, which sees a neighbourhood of each pixel and otherwise only through its norms:
+    /// `(B, C', H, W)` → `(B, 3, F·H, F·W)`.
+    pub(super) fn rise(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
+        let mut x = x.clone();
         for level in &self.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(&x)?;
+                x = resnet.forward(&x, norms)?;
             }
             if let Some(up) = &level.up {
                 x = up.forward(&x)?;
             }
         }
-        self.conv_out.forward(&self.norm.silu(&x)?)
+        self.conv_out.forward(&self.norm.silu(&x, norms)?)
     }
 }

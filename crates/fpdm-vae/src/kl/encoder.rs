@@ -10,6 +10,7 @@ use super::middle::Middle;
 use super::resnet::Resnet;
 use crate::conv::{Conv, SAME};
 use crate::group_norm::GroupNorm;
+use crate::norms::Norms;
 
 #[derive(Clone, Debug)]
 struct Level {
@@ -59,15 +60,26 @@ impl Encoder {
 
     /// `(B, 3, F·H, F·W)` → `(B, 2C, H, W)`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.middle(&self.fall(x, &mut Norms::own())?)
+    }
+
+    /// Down to the size of the latents, which sees a neighbourhood of each pixel and otherwise only through its norms:
+    /// `(B, 3, F·H, F·W)` → `(B, C', H, W)`.
+    pub(super) fn fall(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
         let mut x = self.conv_in.forward(x)?;
         for level in &self.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(&x)?;
+                x = resnet.forward(&x, norms)?;
             }
             if let Some(down) = &level.down {
                 x = down.forward(&x)?;
             }
         }
-        self.conv_out.forward(&self.norm.silu(&self.middle.forward(&x)?)?)
+        Ok(x)
+    }
+
+    /// The rest: `(B, C', H, W)` → `(B, 2C, H, W)`.
+    pub(super) fn middle(&self, x: &Tensor) -> Result<Tensor> {
+        self.conv_out.forward(&self.norm.silu(&self.middle.forward(x)?, &mut Norms::own())?)
     }
 }

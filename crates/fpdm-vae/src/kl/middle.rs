@@ -7,6 +7,7 @@ use fpdm_core::Result;
 use super::attention::Attention;
 use super::config::KlConfig;
 use super::resnet::Resnet;
+use crate::norms::Norms;
 
 /// A residual block, attention, a residual block.
 #[derive(Clone, Debug)]
@@ -31,10 +32,10 @@ impl Middle {
 
     /// `(B, C, H, W)` → the same.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.first.forward(x)?;
+        let mut x = self.first.forward(x, &mut Norms::own())?;
         if let Some(attention) = &self.attention {
             x = attention.forward(&x)?;
         }
-        self.last.forward(&x)
+        self.last.forward(&x, &mut Norms::own())
     }
 }

@@ -8,6 +8,7 @@ mod middle;
 mod names;
 mod posterior;
 mod resnet;
+mod tiled;
 
 use std::collections::HashMap;
 
@@ -18,6 +19,7 @@ use fpdm_kernels::Conv2d;
 
 pub use config::KlConfig;
 pub use posterior::Posterior;
+pub use tiled::TiledKl;
 
 use crate::check::{pictures, same_type};
 use crate::conv::{Conv, SAME};
@@ -36,8 +38,8 @@ use encoder::Encoder;
 ///
 /// # Cost
 ///
-/// Memory grows with the picture: 0.22 GB beside 0.34 GB of weights for a decode by Stable Diffusion's at 256×256 in `f32`. [`Tiled`](crate::Tiled) and
-/// [`Sliced`](crate::Sliced) bound it.
+/// Memory grows with the picture: 0.22 GB beside 0.34 GB of weights for a decode by Stable Diffusion's at 256×256 in `f32`. [`TiledKl`]
+/// and [`Sliced`](crate::Sliced) bound it.
 ///
 /// # Reference
 ///
@@ -98,14 +100,41 @@ impl AutoencoderKl {
     /// # Errors
     /// [`Error::Shape`](fpdm_core::Error::Shape) if `pixels` does not fit.
     pub fn posterior(&self, pixels: &Tensor) -> Result<Posterior> {
+        self.posterior_of(&self.encoder.forward(&self.pixels(pixels)?)?, pixels.dtype())
+    }
+
+    /// What the encoder takes.
+    fn pixels(&self, pixels: &Tensor) -> Result<Tensor> {
         let what = "AutoencoderKl::encode: pixels";
         pictures(what, pixels, self.config.in_channels, self.config.factor())?;
         same_type(what, pixels)?;
-        let mut x = self.encoder.forward(&pixels.to_dtype(self.dtype)?.contiguous()?)?;
-        if let Some(quant) = &self.quant {
-            x = quant.forward(&x)?;
+        Ok(pixels.to_dtype(self.dtype)?.contiguous()?)
+    }
+
+    /// From what the encoder says, `(B, 2C, H, W)`.
+    fn posterior_of(&self, x: &Tensor, dtype: DType) -> Result<Posterior> {
+        let x = match &self.quant {
+            Some(quant) => quant.forward(x)?,
+            None => x.clone(),
+        };
+        Posterior::new(&x.to_dtype(dtype)?)
+    }
+
+    fn moments(&self, posterior: &Posterior) -> Result<Moments> {
+        let scale = self.config.scaling_factor;
+        Ok(Moments { mean: ((&posterior.mean - self.shift())? * scale)?, std: (posterior.std()? * scale)? })
+    }
+
+    /// What the decoder takes.
+    fn latents(&self, latents: &Tensor) -> Result<Tensor> {
+        let what = "AutoencoderKl::decode: latents";
+        pictures(what, latents, self.config.latent_channels, 1)?;
+        same_type(what, latents)?;
+        let z = latents.to_dtype(self.dtype)?.contiguous()?.affine(1. / self.config.scaling_factor, self.shift())?;
+        match &self.post_quant {
+            Some(post_quant) => post_quant.forward(&z),
+            None => Ok(z),
         }
-        Posterior::new(&x.to_dtype(pixels.dtype())?)
     }
 
     fn shift(&self) -> f64 {
@@ -115,20 +144,10 @@ impl AutoencoderKl {
 
 impl LatentCodec for AutoencoderKl {
     fn encode(&self, pixels: &Tensor) -> Result<Moments> {
-        let posterior = self.posterior(pixels)?;
-        let scale = self.config.scaling_factor;
-        Ok(Moments { mean: ((&posterior.mean - self.shift())? * scale)?, std: (posterior.std()? * scale)? })
+        self.moments(&self.posterior(pixels)?)
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let what = "AutoencoderKl::decode: latents";
-        pictures(what, latents, self.config.latent_channels, 1)?;
-        same_type(what, latents)?;
-        let mut z =
-            latents.to_dtype(self.dtype)?.contiguous()?.affine(1. / self.config.scaling_factor, self.shift())?;
-        if let Some(post_quant) = &self.post_quant {
-            z = post_quant.forward(&z)?;
-        }
-        Ok(self.decoder.forward(&z)?.to_dtype(latents.dtype())?)
+        Ok(self.decoder.forward(&self.latents(latents)?)?.to_dtype(latents.dtype())?)
     }
 }

@@ -7,6 +7,7 @@ use fpdm_kernels::Conv2d;
 
 use crate::conv::{Conv, SAME};
 use crate::group_norm::GroupNorm;
+use crate::norms::Norms;
 
 /// Two convolutions, each after norm and SiLU, and a shortcut.
 #[derive(Clone, Debug)]
@@ -34,9 +35,9 @@ impl Resnet {
     }
 
     /// `(B, C, H, W)` → `(B, C', H, W)`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.silu(x)?)?;
-        let h = self.norm2.silu(&h)?;
+    pub(super) fn forward(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
+        let h = self.conv1.forward(&self.norm1.silu(x, norms)?)?;
+        let h = self.norm2.silu(&h, norms)?;
         match &self.shortcut {
             Some(shortcut) => self.conv2.forward_onto(&h, &shortcut.forward(x)?),
             None => self.conv2.forward_onto(&h, x),

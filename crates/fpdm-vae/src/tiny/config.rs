@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 use fpdm_core::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::names::infer;
 
 /// The shape of a [`TinyAutoencoder`](crate::TinyAutoencoder), with the names and defaults of diffusers.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TinyConfig {
     /// Channels of the pixels that go in.
@@ -66,6 +66,21 @@ impl TinyConfig {
         let config: Self = serde_json::from_str(text).map_err(|e| Error::config("config.json", e.to_string()))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The `config.json` that diffusers and [`open`](crate::open) read.
+    ///
+    /// ```
+    /// use fpdm_vae::TinyConfig;
+    ///
+    /// let config = TinyConfig { scaling_factor: 0.5, ..TinyConfig::default() };
+    /// assert_eq!(TinyConfig::from_json(&config.to_json())?, config);
+    /// # fpdm_vae::Result::<()>::Ok(())
+    /// ```
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::json!(self);
+        json["_class_name"] = "AutoencoderTiny".into();
+        format!("{json:#}\n")
     }
 
     /// The config of a network with these tensors, diffusers names, as far as they tell.

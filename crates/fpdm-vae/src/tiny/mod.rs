@@ -33,14 +33,13 @@ use block::Block;
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use candle_nn::{VarBuilder, VarMap};
-/// use fpdm_vae::{LatentCodec, TinyAutoencoder, TinyConfig};
+/// use candle_nn::VarMap;
+/// use fpdm_vae::{LatentCodec, TinyAutoencoder, TinyConfig, fresh};
 ///
 /// let vars = VarMap::new();
-/// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
 /// let config = TinyConfig { num_encoder_blocks: vec![1, 1], num_decoder_blocks: vec![1, 1],
 ///     encoder_block_out_channels: vec![8; 2], decoder_block_out_channels: vec![8; 2], ..TinyConfig::default() };
-/// let codec = TinyAutoencoder::new(config, vb)?;
+/// let codec = TinyAutoencoder::new(config, fresh(&vars, 0, DType::F32, &Device::Cpu))?;
 /// let x = Tensor::zeros((1, 3, 16, 16), DType::F32, &Device::Cpu)?;
 /// let y = codec.decode(&codec.encode(&x)?.mean)?;
 /// let gradients = (y - x)?.sqr()?.mean_all()?.backward()?;
@@ -101,7 +100,7 @@ impl TinyAutoencoder {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let tensors = names::from_original(encoder, decoder)?;
+        let tensors = names::from_original(origin, encoder, decoder)?;
         Self::from_tensors(TinyConfig::of_tensors(&tensors), origin, tensors, dtype, device)
     }
 

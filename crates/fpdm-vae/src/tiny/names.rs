@@ -10,6 +10,7 @@ use super::config::TinyConfig;
 /// Names of diffusers for tensors of the original files, where the layers are numbered without a prefix and the
 /// decoder's first layer is the clamp, which has no weights.
 pub(super) fn from_original(
+    origin: &str,
     encoder: HashMap<String, Tensor>,
     decoder: HashMap<String, Tensor>,
 ) -> Result<HashMap<String, Tensor>> {
@@ -19,7 +20,7 @@ pub(super) fn from_original(
             let split = name.split_once('.').and_then(|(n, rest)| Some((n.parse::<usize>().ok()?, rest)));
             let Some((layer, rest)) = split.filter(|(layer, _)| *layer >= first) else {
                 let problem = format!("`{name}` of the {side} does not start with the number of a layer");
-                return Err(Error::Weights { origin: "the original files".into(), problems: vec![problem] });
+                return Err(Error::Weights { origin: origin.to_owned(), problems: vec![problem] });
             };
             tensors.insert(format!("{side}.layers.{}.{rest}", layer - first), tensor);
         }

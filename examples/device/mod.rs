@@ -1,11 +1,14 @@
-//! Where a run computes.
+//! Where a command computes.
 
 use anyhow::{Result, bail};
 use candle_core::Device;
 use candle_core::utils::{cuda_is_available, metal_is_available};
 
-/// `auto` takes an accelerator if there is one.
-pub(crate) fn device(text: &str) -> Result<Device> {
+/// `auto` takes an accelerator if there is one; else `cpu`, `cuda` or `metal`.
+///
+/// # Errors
+/// Names the flag: an unknown name, or an accelerator that is not there.
+pub(crate) fn open(text: &str) -> Result<Device> {
     let wanted = match text {
         "auto" if cuda_is_available() => "cuda",
         "auto" if metal_is_available() => "metal",

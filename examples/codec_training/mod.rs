@@ -1,0 +1,9 @@
+//! The parts of `train_codec`.
+
+pub(crate) mod evaluate;
+pub(crate) mod export;
+pub(crate) mod log;
+pub(crate) mod loss;
+pub(crate) mod options;
+pub(crate) mod pictures;
+pub(crate) mod run;
