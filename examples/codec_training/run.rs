@@ -154,7 +154,7 @@ impl<'a> Run<'a> {
         };
         let parts = Parts::of(options, &self.codec.decode(&z)?, x)?;
         let loss = (parts.sum(options)? + (&latent * options.latent_weight())?)?;
-        let mut gradients = Gradients::new(&self.parameters);
+        let mut gradients = Gradients::new(&self.parameters)?;
         gradients.add(loss.backward()?, 1.)?;
         let (gradient, grad_norm) = clip_grad_norm(&gradients.flat()?, Some(options.max_grad_norm))?;
         let numbers = [loss, grad_norm, parts.pixel, parts.gradient, parts.laplacian, parts.texture, latent];

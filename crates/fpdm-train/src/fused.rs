@@ -45,9 +45,7 @@ pub(crate) fn step(_: &mut AdamW, _: &mut [Ema], _: &candle_core::Tensor, _: f64
 /// While it lives, candle keeps the shapes and strides that its kernels ask for on the GPU, instead of sending them with
 /// every launch. Nothing else may be sent meanwhile: whatever is small would be kept too, for ever.
 #[cfg(feature = "cuda")]
-pub(crate) fn quick_launches(
-    device: &candle_core::Device,
-) -> Result<Option<impl Sized>> {
+pub(crate) fn quick_launches(device: &candle_core::Device) -> Result<Option<impl Sized>> {
     match device {
         candle_core::Device::Cuda(device) => Ok(Some(device.enable_cuda_graph_htod_cache())),
         _ => Ok(None),

@@ -33,14 +33,17 @@ pub struct Modulation {
 }
 
 impl Modulation {
+    /// Shift, scale, gate of attention, then of the MLP, from `(B, 6 D)`.
+    fn of(all: Tensor) -> Result<Self> {
+        let d = all.dim(1)? / 6;
+        let part = |i: usize| all.narrow(1, i * d, d);
+        let (attention, mlp) = ([part(0)?, part(1)?, part(2)?], [part(3)?, part(4)?, part(5)?]);
+        Ok(Self { all, attention, mlp })
+    }
+
     /// Those of the samples that `index`, `(N)` in u32, names.
     pub(super) fn rows(&self, index: &Tensor) -> Result<Self> {
-        let pick = |parts: &[Tensor; 3]| -> Result<[Tensor; 3]> {
-            let [a, b, c] = parts;
-            let pick = |t: &Tensor| t.contiguous()?.index_select(index, 0);
-            Ok([pick(a)?, pick(b)?, pick(c)?])
-        };
-        Ok(Self { attention: pick(&self.attention)?, mlp: pick(&self.mlp)? })
+        Self::of(self.all.contiguous()?.index_select(index, 0)?)
     }
 
     pub(super) fn detach(&self) -> Self {
@@ -65,11 +68,7 @@ impl Block {
 
     /// The modulation for `silu(c)`, `(B, D)`. The caller applies SiLU, once for all blocks of one conditioning.
     pub fn modulate(&self, silu_c: &Tensor) -> Result<Modulation> {
-        let m = self.modulation.forward(silu_c)?; // (B, 6 D): shift, scale, gate of attention, then of the MLP
-        let d = m.dim(1)? / 6;
-        let part = |i: usize| m.narrow(1, i * d, d);
-        let (attention, mlp) = ([part(0)?, part(1)?, part(2)?], [part(3)?, part(4)?, part(5)?]);
-        Ok(Modulation { all: m, attention, mlp })
+        Modulation::of(self.modulation.forward(silu_c)?)
     }
 
     /// `(B, T, D)` to `(B, T, D)`.

@@ -31,13 +31,8 @@ pub fn add_into(flat: &Tensor, offset: usize, x: &Tensor, scale: f64, add: bool)
     check("add_into", flat, offset, len)?;
     let rows = Rows::dense(x)?;
     let to = address(flat)? + (offset * size_of::<f32>()) as u64;
-    let args = [
-        Arg::Ptr(to),
-        Arg::Ptr(rows.ptr),
-        Arg::Float(scale as f32),
-        Arg::Int(i32::from(add)),
-        Arg::Long(len as i64),
-    ];
+    let args =
+        [Arg::Ptr(to), Arg::Ptr(rows.ptr), Arg::Float(scale as f32), Arg::Int(i32::from(add)), Arg::Long(len as i64)];
     launch("add_into", x.dtype(), len, &args, flat)
 }
 

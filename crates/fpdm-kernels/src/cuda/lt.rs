@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt, with what follows a product done before it is written.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
@@ -138,11 +139,11 @@ impl Lt {
     pub(super) fn multiply(&self, stream: &CudaStream, p: &Product) -> Result<bool> {
         let key = self.key(p);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&key) {
-            let plan = self.plan(stream, p, &key)?;
-            plans.insert(key, plan);
-        }
-        let Some(Some(plan)) = plans.get(&key) else { return Ok(false) };
+        let plan = match plans.entry(key) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(stream, p, &key)?),
+        };
+        let Some(plan) = plan else { return Ok(false) };
         self.point(plan, p)?;
         self.run(stream, p, plan, &plan.algo).map_err(Error::wrap)?;
         Ok(true)
