@@ -1,5 +1,5 @@
-//! The way back that is written out gives what autograd gives: every gradient, for one and several implicit blocks,
-//! stored and recomputed, with losses on one and on all iterates.
+//! The way back that is written out gives what autograd gives through the map's applications: every gradient, for one
+//! and several implicit blocks, stored and recomputed, with losses on one and on all iterates.
 
 use std::collections::BTreeMap;
 

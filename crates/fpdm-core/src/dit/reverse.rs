@@ -242,3 +242,47 @@ impl Reverse for Way<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+    use candle_nn::VarBuilder;
+
+    use super::super::config::{Config, Size};
+    use super::super::init::{init, perturb_gates};
+    use super::super::parameters::Weights;
+    use super::*;
+
+    /// One node against autograd through one operation after the other: the result and every gradient.
+    #[test]
+    fn a_block_by_hand_equals_its_operations() -> Result<()> {
+        let config = Config { hidden_size: 24, num_heads: 3, ..Config::fpdm(Size::S, 2) };
+        let vars = init(&config, 1, DType::F64, &Device::Cpu)?;
+        perturb_gates(&config, &vars, 2, 0.3)?;
+        let weights = Weights::read(&config, &VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu))?;
+        let block = Block::read(&weights, "blocks_pre.0", &config);
+        let wave = |n: usize, shape: &[usize]| -> Result<Var> {
+            let values: Vec<f64> = (0..shape.iter().product()).map(|i: usize| ((i * n) as f64 * 0.37).sin()).collect();
+            Ok(Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)?)
+        };
+        let (x, c, g) = (wave(3, &[2, 5, 24])?, wave(7, &[2, 24])?, wave(5, &[2, 5, 24])?);
+        let run = |by_hand: bool| -> Result<(Tensor, GradStore)> {
+            let m = block.modulate(&c)?;
+            let y = if by_hand { block.forward_by_hand(&x, &m)? } else { block.forward_composed(&x, &m)? };
+            let root = (&y * g.as_detached_tensor())?.sum_all()?;
+            Ok((y, root.backward()?))
+        };
+        let ((y, got), (expected_y, expected)) = (run(true)?, run(false)?);
+        let norm = |t: &Tensor| t.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>();
+        assert!(norm(&(y - expected_y)?)? < 1e-13);
+        let mut compared = 0;
+        for var in vars.all_vars().iter().chain([&x, &c]) {
+            let Some(expected) = expected.get(var) else { continue };
+            let got = got.get(var).expect("a gradient that autograd finds");
+            assert!(norm(&(got - expected)?)? <= 1e-12 * norm(expected)?, "{:?}", var.shape());
+            compared += 1;
+        }
+        assert_eq!(compared, 12, "five layers of two tensors each, the input and the conditioning");
+        Ok(())
+    }
+}
