@@ -54,6 +54,6 @@ pub(crate) fn quick_launches(device: &candle_core::Device) -> Result<Option<impl
 
 /// Nothing to keep.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn quick_launches(_: &candle_core::Device) -> Result<()> {
-    Ok(())
+pub(crate) fn quick_launches(_: &candle_core::Device) -> Result<Option<()>> {
+    Ok(None)
 }
