@@ -2,8 +2,8 @@
 //!
 //! ```sh
 //! cargo run --release --example encode_dataset -- images.tar --codec madebyollin/taesd --out latents
-//! cargo run --release --example train -- latents --codec madebyollin/taesd --out run --size S
-//! cargo run --release --example train -- latents --codec madebyollin/taesd --out run --size S --resume --export model
+//! cargo run --release --example train -- latents --out run --size S
+//! cargo run --release --example train -- latents --out run --size S --resume --export model
 //! ```
 
 mod device;

@@ -57,7 +57,8 @@ fn from_images_to_samples() -> Result<()> {
     pictures(&images)?;
     run("encode_dataset", &[text(&images), "--codec", "pixels", "--side", "16", "--out", text(&latents)])?;
     let (log, export) = (at("run"), text(&model));
-    let train = [text(&latents), "--codec", "pixels", "--out", text(&log), "--size", "tiny", "--batch-size", "4"];
+    // The index says what the latents were encoded with.
+    let train = [text(&latents), "--out", text(&log), "--size", "tiny", "--batch-size", "4"];
     run("train", &[&train[..], &["--steps", "2"]].concat())?;
     run("train", &[&train[..], &["--steps", "4", "--resume", "--export", export]].concat())?;
     let lines = std::fs::read_to_string(log.join("log.jsonl"))?;

@@ -38,15 +38,35 @@ pub(crate) struct DataOptions {
     /// The share of images that may be broken; they are left out and listed at the end.
     #[arg(long, default_value_t = 0.)]
     pub skip: f64,
-    /// What images are encoded with and samples decoded: `pixels`, a Hub repository, a folder or a file.
-    #[arg(long, default_value = "madebyollin/taesd")]
-    pub codec: String,
+    /// What images are encoded with and samples decoded: `pixels`, a Hub repository, a folder or a file. Where absent, what
+    /// the latents were encoded with, or `madebyollin/taesd`.
+    #[arg(long)]
+    pub codec: Option<String>,
     /// none, std or channels: what latents are divided by, measured over the data.
     #[arg(long, default_value = "none")]
     pub normalise: Normalise,
     /// Reads encoded latents from the disk batch by batch instead of keeping them all in memory.
     #[arg(long)]
     pub from_disk: bool,
+}
+
+impl DataOptions {
+    /// `--codec`, or what the data say.
+    pub(crate) fn codec(&self) -> Result<String> {
+        if let Some(codec) = &self.codec {
+            return Ok(codec.clone());
+        }
+        let index = match self.data.as_slice() {
+            [folder] if folder.is_dir() => LatentIndex::read(folder)?,
+            _ => None,
+        };
+        // `encode_dataset` writes `CODEC at SIDE`.
+        let named = index.map(|index| match index.codec.rsplit_once(" at ") {
+            Some((codec, _)) => codec.to_owned(),
+            None => index.codec,
+        });
+        Ok(named.unwrap_or_else(|| "madebyollin/taesd".to_owned()))
+    }
 }
 
 /// What latents are divided by.
@@ -129,7 +149,7 @@ impl Data {
         let (classes, samples, side) = (images.classes().len(), images.len(), options.side);
         let decoder: Decoder = Box::new(move |bytes: &[u8]| pixels(bytes, side).map_err(fpdm_core::Error::other));
         let images = Arc::new(Pixels::new(images, decoder, seed, device)?.skipping(options.skip)?);
-        let codec = fpdm_vae::open(&options.codec, DType::F32, device).with_context(|| "--codec".to_owned())?;
+        let codec = fpdm_vae::open(&options.codec()?, DType::F32, device).with_context(|| "--codec".to_owned())?;
         let data = Encoded::new(images.clone(), codec);
         let shape = data.batch(0, 1)?.moments.mean.dims()[1..].to_vec();
         let by = measure(options, &data, samples.min(MEASURED))?;

@@ -25,7 +25,7 @@ pub(crate) fn write(
     write_safetensors(folder.join("model.safetensors"), &weights)?;
     write_text(folder.join("config.json"), &config.to_json())?;
     write_text(folder.join(Diffusion::FILE), &diffusion(options, config, data)?.to_json())?;
-    write_text(folder.join("README.md"), &card(options, config, trainer, data.normalisation.as_ref()))?;
+    write_text(folder.join("README.md"), &card(options, config, trainer, data.normalisation.as_ref())?)?;
     Ok(())
 }
 
@@ -45,11 +45,11 @@ fn diffusion(options: &Options, config: &Config, data: &Data) -> Result<Diffusio
         // A stack has one application a step.
         Architecture::Dit => recommended,
     };
-    let codec = &options.data.codec;
+    let codec = options.data.codec()?;
     Ok(Diffusion {
         learned_variance: config.learn_sigma,
         latents: data.normalisation.clone().unwrap_or_default(),
-        codec: Some(CodecId { id: codec.clone(), factor: factor(codec, config) }),
+        codec: Some(CodecId { factor: factor(&codec, config), id: codec }),
         data: Some(data.name.clone()),
         recommended,
         ..Diffusion::new(options.loss.prediction, options.loss.schedule_name().parse()?)
@@ -69,7 +69,7 @@ fn card(
     config: &Config,
     trainer: &Trainer<Box<dyn ImplicitModel>>,
     normalisation: Option<&Normalisation>,
-) -> String {
+) -> Result<String> {
     let [height, width] = config.input_size;
     let kind = match config.architecture {
         Architecture::Fpdm => "fixed point diffusion model",
@@ -80,7 +80,7 @@ fn card(
         Some(by) => format!(" The latents that it knows are (x − {:?}) / {:?} of the codec's.", by.mean, by.std),
         None => String::new(),
     };
-    format!(
+    Ok(format!(
         "---\nlibrary_name: fpdm\npipeline_tag: unconditional-image-generation\n---\n\n\
          # A {kind}\n\n\
          {} parameters; latents of {} × {height} × {width}, to be decoded with `{}`. Trained for {} steps of {} images \
@@ -88,10 +88,10 @@ fn card(
          ```sh\ncargo run --release --example {command} -- --weights FOLDER\n```\n",
         config.parameter_count(),
         config.in_channels,
-        options.data.codec,
+        options.data.codec()?,
         trainer.steps_done(),
         options.batch_size * options.accumulate,
         options.gradient.words(config.architecture),
         options.ema[0],
-    )
+    ))
 }

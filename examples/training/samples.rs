@@ -61,7 +61,7 @@ pub(crate) fn write(
         Some(by) => by.undo(&latents)?,
         None => latents,
     };
-    let pixels = fpdm_vae::open(&options.data.codec, DType::F32, device)?.decode(&latents)?;
+    let pixels = fpdm_vae::open(&options.data.codec()?, DType::F32, device)?.decode(&latents)?;
     let picture = grid(&from_tensor(&pixels)?, 4, 2)?;
     write_png(options.out.join(format!("samples-{step:08}.png")), &picture)?;
     Ok(())
