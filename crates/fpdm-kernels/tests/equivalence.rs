@@ -73,6 +73,23 @@ fn large_shapes() -> Result<()> {
     sizes.into_iter().try_for_each(|s| check_all(s, &[Memory::Dense, Memory::Columns], 3))
 }
 
+/// On the CPU the joined operation is the separate ones, with the eps of the networks.
+#[test]
+fn a_joined_norm_is_the_separate_operations() -> Result<()> {
+    for width in [1, 2, 24, 90] {
+        let of = |shape: &[usize], seed| operations::normal(shape, seed, 1.)?.to_dtype(DType::F32);
+        let (x, w, b) = (of(&[2, 5, 7], 1)?, of(&[width, 7], 2)?, of(&[width], 3)?);
+        let (residual, gate) = (of(&[2, 5, width], 4)?, of(&[2, width], 5)?);
+        let (shift, scale) = (of(&[2, width], 6)?, of(&[2, width], 7)?);
+        let (sum, out) =
+            fpdm_kernels::linear_gate_residual_norm((&x, &w, &b), (&residual, &gate), (&shift, &scale), 1e-6)?;
+        let expected = fpdm_kernels::linear_gate_residual(&x, &w, &b, &residual, &gate)?;
+        let normed = fpdm_kernels::layer_norm_modulate(&expected, &shift, &scale, 1e-6)?;
+        assert_eq!((difference(&sum, &expected)?, difference(&out, &normed)?), (0., 0.), "width {width}");
+    }
+    Ok(())
+}
+
 #[test]
 fn half_precision() -> Result<()> {
     let sizes = Sizes { batch: 2, tokens: 9, inner: 24, outer: 40, heads: 2, size: 8 };

@@ -22,24 +22,26 @@ use candle_core::{Device, Error, Result, Tensor, bail};
 /// let y = graph.replay()?[0].clone(); // overwritten by the next replay
 /// # candle_core::Result::Ok(())
 /// ```
-pub struct Graph {
+pub struct Graph<'a> {
     graph: CudaGraph,
     outputs: Vec<Tensor>,
+    /// A replay reads the memory of what the function refers to, so that it must outlive the recording.
+    _function: Box<dyn Fn() -> Result<Vec<Tensor>> + 'a>,
 }
 
-impl std::fmt::Debug for Graph {
+impl std::fmt::Debug for Graph<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Graph").field("outputs", &self.outputs).finish_non_exhaustive()
     }
 }
 
-impl Graph {
+impl<'a> Graph<'a> {
     /// Runs `f` twice, so that kernels are compiled and products tuned, and then records it without running it.
     ///
     /// # Errors
     /// If `device` is no GPU that was set up by [`cuda`](super::cuda) with one stream, `f` fails, or it waits for the
     /// device or sends more than a few numbers to it.
-    pub fn record(device: &Device, f: impl Fn() -> Result<Vec<Tensor>>) -> Result<Self> {
+    pub fn record(device: &Device, f: impl Fn() -> Result<Vec<Tensor>> + 'a) -> Result<Self> {
         let inner = device.as_cuda_device()?;
         if inner.is_event_tracking() {
             bail!("Graph::record: the device tracks events; open it with `fpdm_kernels::cuda::cuda`")
@@ -56,7 +58,7 @@ impl Graph {
         let graph = stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).map_err(Error::wrap);
         recorded?;
         match graph? {
-            Some(graph) => Ok(Self { graph, outputs }),
+            Some(graph) => Ok(Self { graph, outputs, _function: Box::new(f) }),
             None => bail!("Graph::record: nothing was recorded"),
         }
     }
@@ -64,11 +66,14 @@ impl Graph {
     /// Overwrites the contiguous tensor `to` with `from`, **in place**.
     ///
     /// # Errors
-    /// If shapes or types differ.
+    /// If shapes or types differ, or `to` is not contiguous.
     pub fn set(to: &Tensor, from: &Tensor) -> Result<()> {
         if to.shape() != from.shape() || to.dtype() != from.dtype() {
             let (expected, got) = ((to.dims(), to.dtype()), (from.dims(), from.dtype()));
             bail!("Graph::set: expected {expected:?}, got {got:?}")
+        }
+        if !to.is_contiguous() {
+            bail!("Graph::set: `to` must be contiguous, got strides {:?}", to.stride())
         }
         to.flatten_all()?.slice_set(&from.detach().contiguous()?.flatten_all()?, 0, 0)
     }
