@@ -124,6 +124,10 @@ impl NoiseSchedule for Vp {
             let (a, s) = at(below + 1);
             let (w0, w1) = arc(alpha * a + sigma * s, alpha * s - sigma * a, t.fract());
             (alpha, sigma) = (w0 * alpha + w1 * a, w0 * sigma + w1 * s);
+            // Near 1 the sum's rounding would let the noise shrink by a last digit; this grows wherever alpha falls.
+            if alpha * alpha <= 0.5 {
+                sigma = (1. - alpha * alpha).sqrt();
+            }
         }
         Ok(Level { t, alpha, sigma })
     }
