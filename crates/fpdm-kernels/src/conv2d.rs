@@ -55,13 +55,18 @@ impl Conv2d {
 ///
 /// `x` (B, I, H, W), `w` (O, I, K, L), `b` (O), `residual` like the result → (B, O, H', W'). Differentiable in all
 /// arguments. On the CPU no matrix of patches is written down: a place of the kernel is an offset into a padded strip
-/// of the picture, and bias, residual and ReLU are part of the same pass while nothing is tracked.
+/// of the picture, and bias, residual and ReLU are part of the same pass while nothing is tracked. On an NVIDIA GPU the same
+/// holds for kernels of 3×3 in half precision, on tensor cores; other kernels and types are patches times a matrix.
 ///
 /// # Errors
 /// If shapes, types or devices do not fit, or the kernel is larger than the padded picture.
 pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
     check_arguments(x, w, b, residual, how)?;
     match route(x) {
+        #[cfg(feature = "cuda")]
+        Route::Cuda if crate::cuda::pixels_fit(x.dims()[0], x.dims()[1].max(w.dims()[0])) => {
+            on_cuda(x, w, b, residual, how)
+        }
         #[cfg(feature = "cuda")]
         Route::Cuda => composed(x, w, b, residual, how),
         Route::Composed => composed(x, w, b, residual, how),
@@ -100,6 +105,32 @@ fn recorded(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d) -> Result<T
                 wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
                 wanted(b, || by_dtype!(x, bias_gradient(g)))?,
             ])
+        }),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
+    use crate::cuda::{conv_input_gradient, conv_weight_gradient, joined, through};
+    if ![Some(x), Some(w), b, residual].into_iter().flatten().any(Tensor::track_op) {
+        return crate::cuda::conv2d(x, w, b, residual, how)?.untracked(x);
+    }
+    if let Some(residual) = residual {
+        return joined(&on_cuda(x, w, b, None, Conv2d { relu: false, cap: None, ..how })?, residual, how);
+    }
+    let out = crate::cuda::conv2d(x, w, b, None, how)?;
+    let both = move |x: &Tensor, w: &Tensor, g: &Tensor| -> Result<_> {
+        Ok((wanted(x, || conv_input_gradient(x, w, g, how))?, wanted(w, || conv_weight_gradient(x, w, g, how))?))
+    };
+    match b {
+        None => record2("conv2d", [x, w], out, move |[x, w], y, g| {
+            let (dx, dw) = both(x, w, &through(y, g, how, false)?.0)?;
+            Ok([dx, dw])
+        }),
+        Some(b) => record3("conv2d", [x, w, b], out, move |[x, w, b], y, g| {
+            let (g, sums) = through(y, g, how, b.track_op())?;
+            let (dx, dw) = both(x, w, &g)?;
+            Ok([dx, dw, sums])
         }),
     }
 }

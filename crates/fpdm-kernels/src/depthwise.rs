@@ -13,7 +13,7 @@ use candle_core::{DType, Result, Tensor, bail};
 /// `min(relu(conv(x, w) + b), cap)`, each channel with a kernel of its own.
 ///
 /// `x` (B, C, H, W), `w` (C, 1, K, L), `b` (C) → (B, C, H', W'). Differentiable in all arguments, but fast only while
-/// nothing is tracked: then the CPU has a kernel, otherwise and elsewhere the result is composed.
+/// nothing is tracked: then the CPU and NVIDIA GPUs have a kernel, otherwise and elsewhere the result is composed.
 ///
 /// # Errors
 /// If shapes, types or devices do not fit, the kernel is larger than the padded picture, or `how` asks for upsampling.
@@ -34,6 +34,8 @@ pub fn depthwise_conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d)
     check_arguments(x, w, b, how)?;
     match route(x) {
         _ if [Some(x), Some(w), b].into_iter().flatten().any(Tensor::track_op) => composed(x, w, b, how),
+        #[cfg(feature = "cuda")]
+        Route::Cuda if crate::cuda::pixels_fit(x.dims()[0], x.dims()[1]) => crate::cuda::depthwise_conv2d(x, w, b, how),
         #[cfg(feature = "cuda")]
         Route::Cuda => composed(x, w, b, how),
         Route::Composed => composed(x, w, b, how),

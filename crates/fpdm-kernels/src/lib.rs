@@ -17,6 +17,7 @@
 //! | [`gate_residual`] | `x + gate y` |
 //! | [`conv2d`] | `min(relu(conv(x, w) + b + r), cap)`, with strides and upsampling |
 //! | [`depthwise_conv2d`] | the same with one kernel a channel |
+//! | [`group_moments`], [`channel_affine`] | what group normalisation is made of |
 //! | [`gelu`], [`silu`], [`softmax`], [`bias`] | as their names say |
 //!
 //! Shapes: B samples, T tokens, D width, I and O the inner and outer width of a weight (O, I).
@@ -25,7 +26,7 @@
 //!
 //! Yes, if you write a transformer on candle and need gradients, or speed on a CPU or an NVIDIA GPU. `f32` and `f64`
 //! have native kernels for AVX-512, AVX2 and, portably, everything else; `f16` and `bf16` are computed in `f32`. With
-//! the feature `cuda`, NVIDIA GPUs have kernels for `f32`, `f16` and `bf16`, of all operations but the convolutions.
+//! the feature `cuda`, NVIDIA GPUs have kernels for `f32`, `f16` and `bf16`.
 //! Everywhere else the operations are [`composed`] of candle's own: the same results and gradients, no speed.
 //! Derivatives of derivatives are not supported.
 //!
@@ -70,6 +71,7 @@ mod dispatch;
 mod elementwise;
 mod gate_residual;
 mod gelu;
+mod group_moments;
 mod layer_norm_modulate;
 mod linear;
 mod linear_add_gelu;
@@ -88,6 +90,7 @@ pub use conv2d::{Conv2d, conv2d};
 pub use depthwise::depthwise_conv2d;
 pub use gate_residual::gate_residual;
 pub use gelu::gelu;
+pub use group_moments::{channel_affine, group_moments};
 pub use layer_norm_modulate::layer_norm_modulate;
 pub use linear::linear;
 pub use linear_add_gelu::linear_add_gelu;
@@ -107,6 +110,7 @@ pub mod composed {
     pub use crate::depthwise::composed as depthwise_conv2d;
     pub use crate::gate_residual::composed as gate_residual;
     pub use crate::gelu::composed as gelu;
+    pub use crate::group_moments::{composed_affine as channel_affine, composed_moments as group_moments};
     pub use crate::layer_norm_modulate::composed as layer_norm_modulate;
     pub use crate::linear::composed as linear;
     pub use crate::linear_add_gelu::composed as linear_add_gelu;

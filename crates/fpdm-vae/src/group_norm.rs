@@ -1,8 +1,9 @@
 //! Group normalisation, followed by SiLU where the network has one.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use fpdm_core::Result;
+use fpdm_kernels::{channel_affine, group_moments};
 
 use crate::norms::{Norms, Statistics};
 
@@ -26,13 +27,18 @@ impl GroupNorm {
 
     /// `(B, C, H, W)` → the same.
     pub(crate) fn forward(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
+        self.run(x, norms, false)
+    }
+
+    /// `silu(norm(x))`
+    pub(crate) fn silu(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
+        self.run(x, norms, true)
+    }
+
+    fn run(&self, x: &Tensor, norms: &mut Norms, silu: bool) -> Result<Tensor> {
         let (b, c, _, _) = x.dims4()?;
-        let within = match x.dtype() {
-            DType::F16 | DType::BF16 => DType::F32,
-            dtype => dtype,
-        };
-        let x32 = x.to_dtype(within)?;
-        let Statistics { mean, variance, .. } = norms.of(&x32, |part| Statistics::of(part, self.groups))?;
+        let Statistics { mean, variance, .. } = norms.of(x, |part| Statistics::of(part, self.groups))?;
+        let within = mean.dtype();
         let scale = (variance + EPS)?.sqrt()?.recip()?; // (B, G, 1)
         // One factor and one summand a channel: two passes over the picture instead of four.
         let channels = (1, self.groups, c / self.groups);
@@ -40,23 +46,15 @@ impl GroupNorm {
         let bias = self.bias.to_dtype(within)?.reshape(channels)?;
         let factor = weight.broadcast_mul(&scale)?; // (B, G, C/G)
         let summand = bias.broadcast_sub(&factor.broadcast_mul(&mean)?)?;
-        let y = x32.broadcast_mul(&factor.reshape((b, c, 1, 1))?)?.broadcast_add(&summand.reshape((b, c, 1, 1))?)?;
-        Ok(y.to_dtype(x.dtype())?)
-    }
-
-    /// `silu(norm(x))`
-    pub(crate) fn silu(&self, x: &Tensor, norms: &mut Norms) -> Result<Tensor> {
-        Ok(self.forward(x, norms)?.silu()?)
+        Ok(channel_affine(x, &factor.reshape((b, c))?, &summand.reshape((b, c))?, silu)?)
     }
 }
 
 impl Statistics {
     /// Of each sample and group of `x` `(B, C, H, W)`.
     fn of(x: &Tensor, groups: usize) -> Result<Self> {
-        let (b, c, h, w) = x.dims4()?;
-        let grouped = x.reshape((b, groups, (c / groups) * h * w))?;
-        let mean = grouped.mean_keepdim(D::Minus1)?;
-        let variance = grouped.broadcast_sub(&mean)?.sqr()?.mean_keepdim(D::Minus1)?;
+        let (_, _, h, w) = x.dims4()?;
+        let (mean, variance) = group_moments(x, groups)?;
         Ok(Self { mean, variance, pixels: h * w })
     }
 }

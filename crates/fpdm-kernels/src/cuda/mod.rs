@@ -5,6 +5,7 @@
 mod adamw;
 mod attention;
 mod compile;
+mod conv;
 mod convert;
 mod device;
 mod flat;
@@ -14,16 +15,19 @@ mod linear;
 mod lt;
 mod map;
 mod norm;
+mod pixels;
 mod rows;
 mod sums;
 
 pub(crate) use attention::{attention, attention_gradient, attention_with_sums, fits as attention_fits};
+pub(crate) use conv::{conv2d, input_gradient as conv_input_gradient, weight_gradient as conv_weight_gradient};
 pub(crate) use linear::{
     add_weight_gradient, input_gradient, input_gradient_gelu, linear, linear_add_gelu, linear_gate_residual,
     linear_gate_residual_norm, linear_gelu, linear_gelu_with_argument,
 };
 pub(crate) use map::{bias, gate_residual, gelu, silu};
 pub(crate) use norm::{fits as row_fits, gate_residual_norm, layer_norm_modulate, norm_gradients, softmax};
+pub(crate) use pixels::{affine, depthwise_conv2d, fits as pixels_fit, joined, moments, through};
 pub(crate) use rows::zero;
 pub(crate) use sums::{gate_gradients, rows as sum_rows};
 
