@@ -12,10 +12,11 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use clap::Parser;
-use fpdm_core::dit::{Config, Fpdit, Labels, Size, init, perturb_gates};
+use fpdm_core::dit::{Architecture, Config, Dit, Fpdit, Labels, Size, init, perturb_gates};
 use fpdm_core::rng::{Stream, normal_batch};
 use fpdm_core::{ImplicitModel, Moments, Problem};
 use fpdm_kernels::cuda;
+use fpdm_sample::Explicit;
 use fpdm_train::{Batch, DataSource, Memory, MultiStepJfb, Objective, Settings, Trainer};
 
 /// Times applications, denoiser calls and training steps on a GPU.
@@ -48,9 +49,15 @@ fn main() -> Result<()> {
     for &batch in &options.batches {
         inference(&options, batch, &device)?;
     }
-    for (name, memory) in [("train.fpdm.store", Memory::Store), ("train.fpdm.recompute", Memory::Recompute(1))] {
+    let fpdm = config(&options)?;
+    let dit = Config { depth: Config::dit(Size::XL, 2).depth, architecture: Architecture::Dit, ..fpdm.clone() };
+    for (name, config, memory) in [
+        ("train.fpdm.store", &fpdm, Memory::Store),
+        ("train.fpdm.recompute", &fpdm, Memory::Recompute(1)),
+        ("train.dit", &dit, Memory::Store),
+    ] {
         if name.starts_with(&options.only) {
-            training(&options, name, memory, &device)?;
+            training(&options, name, config, memory, &device)?;
         }
     }
     Ok(())
@@ -159,9 +166,14 @@ impl DataSource for Same {
     }
 }
 
-fn training(options: &Options, name: &str, memory: Memory, device: &Device) -> Result<()> {
-    let config = config(options)?;
-    let (weights, model) = network(&config, device)?;
+fn training(options: &Options, name: &str, config: &Config, memory: Memory, device: &Device) -> Result<()> {
+    let weights = init(config, 0, DType::BF16, device)?;
+    perturb_gates(config, &weights, 1, 0.02)?;
+    let vb = VarBuilder::from_varmap(&weights, DType::BF16, device);
+    let model: Box<dyn ImplicitModel> = match config.architecture {
+        Architecture::Fpdm => Box::new(Fpdit::new(config, vb)?),
+        Architecture::Dit => Box::new(Explicit::new(Dit::new(config, vb)?)),
+    };
     let batch = options.train_batch;
     let positions: Vec<u64> = (0..batch as u64).collect();
     let [h, w] = config.input_size;

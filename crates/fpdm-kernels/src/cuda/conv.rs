@@ -1,6 +1,6 @@
 //! Convolution of pictures: kernels of 3×3 on tensor cores, everything else as patches times a matrix.
 
-use candle_core::{CudaDevice, DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::gpu::{Arg, Gpu, Source, Variant, gpu, int};
 use super::lt::{Epilogue, Factor, Product};
@@ -13,6 +13,12 @@ const CONV: Source = Source { name: "conv", text: concat!(include_str!("instruct
 
 /// Patches of one go, in bytes.
 const PATCHES: usize = 256 << 20;
+
+/// Shared memory through which a block's results go, in bytes.
+const ROOM: usize = 40960;
+
+/// Shared memory that the largest kernel asks for, in bytes.
+const MOST: usize = 165_504;
 
 /// What a convolution sees: a source picture, made larger or spread, and where the kernel meets it.
 #[derive(Clone, Copy, Debug)]
@@ -79,15 +85,27 @@ impl View {
         self.kernel == [1, 1] && self.zoom == 1 && self.before == [0, 0] && self.stride == 1 && self.out == self.size
     }
 
-    /// The kernels on tensor cores: how many channels are in shared memory at a time.
-    fn chunk(&self, dtype: DType) -> Option<usize> {
+    /// The kernels on tensor cores, if they are made for it: how many channels are in shared memory at a time.
+    fn chunk(&self, gpu: &Gpu, dtype: DType) -> Option<usize> {
         let narrow = matches!(dtype, DType::BF16 | DType::F16);
         let small = self.area() < 1 << 30 && self.size[0] * self.size[1] < 1 << 30 && self.batch < 1 << 16;
+        let able = gpu.arch >= (8, 0) && gpu.shared >= MOST;
         match self.stride {
-            1 if narrow && small && self.kernel == [3, 3] => Some(64),
-            2 if narrow && small && self.kernel == [3, 3] => Some(16),
+            1 if able && narrow && small && self.kernel == [3, 3] => Some(64),
+            2 if able && narrow && small && self.kernel == [3, 3] => Some(16),
             _ => None,
         }
+    }
+
+    /// Whether rows of the source at `ptr` are whole units of eight pixels, where a kernel needs them.
+    fn fast(&self, ptr: u64) -> bool {
+        let unit = match self.zoom {
+            1 => 8,
+            2 => 4,
+            _ => return false,
+        };
+        let beside = (0..=2).contains(&self.before[0]);
+        self.stride == 1 && beside && self.size[1].is_multiple_of(unit) && ptr.is_multiple_of(2 * unit as u64)
     }
 }
 
@@ -121,7 +139,7 @@ pub(crate) fn input_gradient(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) ->
 }
 
 fn run(view: View, x: &Tensor, (w, outputs, turned): (&Tensor, usize, bool), after: &Finish<'_>) -> Result<Fresh> {
-    match view.chunk(x.dtype()) {
+    match view.chunk(&*gpu(&device(x)?)?, x.dtype()) {
         Some(chunk) => on_tensor_cores(view, x, (w, outputs, turned), after, chunk),
         None => by_patches(view, x, (w, outputs, turned), after),
     }
@@ -160,15 +178,25 @@ fn on_tensor_cores(
     let held = after.rows()?;
     let [bias, add] = held.each_ref().map(|rows| rows.as_ref().map_or(0, |rows| rows.ptr));
     let wide_rows = out_w.is_multiple_of(8) && [add, out.ptr].iter().all(|p| p.is_multiple_of(16));
+    let fast = view.fast(source.ptr);
     let mut args = [source.ptr, packed.ptr, bias, add, out.ptr].map(Arg::Ptr).to_vec();
     args.extend([int(view.channels)?, int(view.size[0])?, int(view.size[1])?]);
     args.extend([Arg::Int(view.zoom), Arg::Int(view.before[0]), int(outputs)?, int(out_h)?, int(out_w)?]);
     args.extend([Arg::Int(after.relu.into()), Arg::Float(after.most()), Arg::Int(wide_rows.into())]);
-    let grid = (out_h.div_ceil(16) * out_w.div_ceil(16), wide / columns, view.batch);
-    let span = if chunk == 64 { 18 } else { 33 };
-    let row = chunk * 2 + 16;
-    let shared = (span * span * row * chunks.min(2) + 3 * columns * row).max(40960);
-    gpu.launch((&CONV, "conv_forward", variant), (grid, (256, 1, 1)), shared, &args)?;
+    args.extend([Arg::Int(fast.into()), int(view.batch)?]);
+    let tiles = out_h.div_ceil(8) * out_w.div_ceil(32);
+    let tile = if chunk == 64 { 10 * 34 } else { 17 * 65 } * (chunk * 2 + 16);
+    let weights = columns * (chunk * 2 + 16);
+    let resident = 9 * weights + 2 * tile + ROOM;
+    let threads = (256, 1, 1);
+    if fast && chunks == 1 && wide == columns && steps <= 8 && resident <= gpu.shared {
+        let grid = ((tiles * view.batch).min(gpu.processors), 1, 1);
+        gpu.launch((&CONV, "conv_resident", variant), (grid, threads), resident, &args)?;
+    } else {
+        let grid = (tiles, wide / columns, view.batch);
+        let shared = (tile * chunks.min(2) + 3 * weights).max(ROOM);
+        gpu.launch((&CONV, "conv_forward", variant), (grid, threads), shared, &args)?;
+    }
     Ok(out.fresh((view.batch, outputs, out_h, out_w)))
 }
 
@@ -250,7 +278,7 @@ fn turn(w: &Tensor) -> Result<Tensor> {
 /// The gradient of the kernel.
 pub(crate) fn weight_gradient(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
     let view = View::new(x, w, how)?;
-    match view.chunk(x.dtype()) {
+    match view.chunk(&*gpu(&device(x)?)?, x.dtype()) {
         Some(chunk) => weight_on_tensor_cores(view, x, w, g, chunk),
         None => weight_by_patches(view, x, w, g),
     }
@@ -263,19 +291,19 @@ fn weight_on_tensor_cores(view: View, x: &Tensor, w: &Tensor, g: &Tensor, chunk:
     let outputs = w.dim(0)?;
     let [out_h, out_w] = view.out;
     let (source, gradient) = (Rows::dense(x)?, Rows::dense(g)?);
-    let (depth, span) = if chunk == 64 { (16, 18) } else { (4, 33) };
+    let (depth, span) = if chunk == 64 { (8, 34) } else { (2, 65) };
     let (o_blocks, c_blocks) = (outputs.div_ceil(64), view.channels.div_ceil(64));
-    let tiles = view.batch * out_h.div_ceil(depth) * out_w.div_ceil(16);
+    let tiles = view.batch * out_h.div_ceil(depth) * out_w.div_ceil(32);
     // One block fills a multiprocessor: as many as there are, or every further one would only be more to add up.
-    let splits = (processors(&device)? / (o_blocks * c_blocks)).clamp(1, tiles);
+    let splits = (gpu.processors / (o_blocks * c_blocks)).clamp(1, tiles);
     let partial = Out::new(&device, DType::F32, splits * o_blocks * c_blocks * 9 * 64 * 64)?;
     let wide_rows = out_w.is_multiple_of(8) && gradient.ptr.is_multiple_of(16);
     let mut args = [source.ptr, gradient.ptr, partial.ptr].map(Arg::Ptr).to_vec();
     args.extend([int(view.channels)?, int(view.size[0])?, int(view.size[1])?]);
     args.extend([Arg::Int(view.zoom), Arg::Int(view.before[0]), int(outputs)?, int(out_h)?, int(out_w)?]);
-    args.extend([int(view.batch)?, Arg::Int(wide_rows.into())]);
+    args.extend([int(view.batch)?, Arg::Int(wide_rows.into()), Arg::Int(view.fast(source.ptr).into())]);
     let tall = (depth - 1) * view.stride + 3;
-    let room = tall * span * 144 + 64 * (depth * 32 + 16);
+    let room = tall * span * 144 + 64 * (depth * 64 + 16);
     let grid = (splits, o_blocks, c_blocks);
     gpu.launch((&CONV, "conv_weight", variant), (grid, (256, 1, 1)), 2 * room, &args)?;
 
@@ -284,13 +312,6 @@ fn weight_on_tensor_cores(view: View, x: &Tensor, w: &Tensor, g: &Tensor, chunk:
     let args = [Arg::Ptr(partial.ptr), Arg::Ptr(out.ptr), int(splits)?, int(outputs)?, int(view.channels)?];
     gpu.launch((&CONV, "conv_weight_finish", variant), ((count.div_ceil(256), 1, 1), (256, 1, 1)), 0, &args)?;
     out.fresh(w.shape()).untracked(g)
-}
-
-fn processors(device: &CudaDevice) -> Result<usize> {
-    use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
-    let stream = device.cuda_stream();
-    let count = stream.context().attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
-    Ok(count.map_err(candle_core::Error::wrap)?.max(1) as usize)
 }
 
 fn weight_by_patches(view: View, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<Tensor> {

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use candle_core::cuda::cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
+use candle_core::cuda::cudarc::driver::sys::{
+    CUdevice_attribute_enum as Device, CUfunction_attribute_enum as Attribute,
+};
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
 use candle_core::cuda::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::DeviceId;
@@ -58,7 +60,12 @@ type Functions = HashMap<(&'static str, Variant), CudaFunction>;
 pub(super) struct Gpu {
     pub(super) stream: Arc<CudaStream>,
     pub(super) lt: Lt,
-    arch: (i32, i32),
+    /// Compute capability.
+    pub(super) arch: (i32, i32),
+    /// Multiprocessors.
+    pub(super) processors: usize,
+    /// The most shared memory of a block, in bytes.
+    pub(super) shared: usize,
     functions: RwLock<Functions>,
     /// One compilation at a time.
     compiling: Mutex<()>,
@@ -74,7 +81,11 @@ pub(super) fn gpu(device: &CudaDevice) -> Result<Arc<Gpu>> {
         return Ok(gpu.clone());
     }
     let stream = device.cuda_stream();
+    let ask =
+        |what: Device| -> Result<usize> { Ok(stream.context().attribute(what).map_err(Error::wrap)?.max(1) as usize) };
     let gpu = Arc::new(Gpu {
+        processors: ask(Device::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared: ask(Device::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         arch: stream.context().compute_capability().map_err(Error::wrap)?,
         lt: Lt::new(device)?,
         stream,
