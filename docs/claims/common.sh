@@ -10,6 +10,7 @@
 #   TRAIN_SECONDS   of each training run                                                         170
 #   TRAIN_STEPS     of each training run instead, if it is set                                   -
 #   BATCH           of training                                                                  256
+#   SIZE            of the networks, as train has them                                           S
 #   NUM             samples of a cell                                                            2048
 #   SAMPLE_BATCH    samples at a time                                                            256
 #   PREDICTIONS     flow, v or both; the tables after b take the first                           flow v
@@ -69,7 +70,7 @@ train() {
         rm -rf "$run"
         # Where words are split, they are flags.
         example train "$latents" --out "$run" --export "$OUT/models/$named-$seed" --seed "$seed" --device "$DEVICE" \
-            --dtype "$DTYPE" --size S --codec "$CODEC" --normalise std --batch-size "${BATCH:-256}" --lr 4e-4 \
+            --dtype "$DTYPE" --size "${SIZE:-S}" --codec "$CODEC" --normalise std --batch-size "${BATCH:-256}" --lr 4e-4 \
             --betas 0.9,0.99 --warmup 500 --ema 0.999 --log-every 50 --save-every 1000000 --keep 1 \
             $until ${TRAIN_MORE:-} "$@" || return 1
         touch "$run/done"

@@ -104,14 +104,13 @@ pub(crate) fn read(table: &str) -> Result<Vec<Wish>> {
         }
     };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let wishes: Vec<Wish> = lines
-        .map(|(i, line)| {
-            let wish: Wish =
-                serde_json::from_str(line).with_context(|| format!("--settings {table}, line {}", i + 1))?;
-            wish.words().with_context(|| format!("--settings {table}, line {}", i + 1))?;
-            Ok(wish)
-        })
-        .collect::<Result<_>>()?;
+    let wish = |(i, line)| {
+        let place = || format!("--settings {table}, line {}", i + 1);
+        let wish: Wish = serde_json::from_str(line).with_context(place)?;
+        wish.words().with_context(place)?;
+        Ok(Wish { table: table.to_owned(), ..wish })
+    };
+    let wishes: Vec<Wish> = lines.map(wish).collect::<Result<_>>()?;
     ensure!(!wishes.is_empty(), "--settings {table}: it has no line");
     Ok(wishes)
 }
