@@ -17,7 +17,7 @@ use fpdm_core::checkpoint::write_text;
 
 use evaluation::features::Extractor;
 use evaluation::options::Options;
-use evaluation::set::Set;
+use evaluation::set::{Reading, Set};
 use evaluation::{report, sheet};
 
 fn main() -> Result<()> {
@@ -26,10 +26,12 @@ fn main() -> Result<()> {
     fpdm_kernels::keep_freed_memory();
     let device = device::open(&options.device)?;
     // Whatever can be refused is refused before any work.
-    let samples = Set::open(&options.samples, &options, options.through.as_deref(), &device)?;
-    let reference = Set::open(&options.reference, &options, None, &device)?;
-    let held_out = options.held_out.as_ref().map(|set| Set::open(set, &options, None, &device)).transpose()?;
-    let extractor = Extractor::open(&options, &device)?;
+    let how = Reading { codec: options.codec.as_deref(), side: options.side, through: None };
+    let samples = Set::open(&options.samples, Reading { through: options.through.as_deref(), ..how }, &device)?;
+    let reference = Set::open(&options.reference, how, &device)?;
+    let held_out = options.held_out.as_ref().map(|set| Set::open(set, how, &device)).transpose()?;
+    let (features, weights) = (options.features.features(), options.weights()?);
+    let extractor = Extractor::open(features, weights, options.cache().clone(), options.batch_size, &device)?;
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
 
     let of_reference = extractor.features(&reference)?;
@@ -37,7 +39,9 @@ fn main() -> Result<()> {
     let of_samples = extractor.features(&samples)?;
     let sets = report::Sets { samples: &of_samples, reference: &of_reference, held_out: of_held_out.as_ref() };
     let found = report::distances(&options, extractor.name(), &sets)?;
-    let text = serde_json::to_string_pretty(&found.json(&options, extractor.name(), &sets)?)?;
+    let mut account = found.json(&options, extractor.name(), &sets)?;
+    account["closest"] = sheet::told(&samples, &reference, &found.neighbours);
+    let text = serde_json::to_string_pretty(&account)?;
     write_text(options.out.join("evaluation.json"), &(text + "\n"))?;
     sheet::write(&options, &samples, &reference, &found.neighbours)?;
     println!("{}", found.summary());

@@ -24,7 +24,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use training::data::Data;
 use training::options::Options;
-use training::{curves, export, network, samples};
+use training::{curves, export, network, samples, summary};
 
 type Run = Trainer<Box<dyn ImplicitModel>>;
 
@@ -111,6 +111,9 @@ fn main() -> Result<()> {
     let path = save(&trainer).with_context(last_good)?;
     curves::draw(&options.out.join("curves.svg"), &reports)?;
     data.report_skipped();
+    let told = summary::of(&options, &config, &trainer, &reports, &device);
+    summary::write(&options.out, &told)?;
+    println!("{told}");
     println!("step {} after {:.1} s: {}", trainer.steps_done(), trainer.seconds(), path.display());
     if let Some(folder) = &options.export {
         export::write(folder, &options, &config, &trainer, &data)?;

@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::checkpoint::write_safetensors;
-use fpdm_eval::FeatureExtractor;
+use fpdm_eval::{FeatureExtractor, Features};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::options::Options;
 use super::set::Set;
 
 /// The network, and where features are kept.
 pub(crate) struct Extractor {
-    network: Box<dyn FeatureExtractor>,
+    pub(crate) network: Box<dyn FeatureExtractor>,
     /// The checksum of its weights.
     weights: Vec<u8>,
     cache: PathBuf,
@@ -24,10 +23,17 @@ pub(crate) struct Extractor {
 }
 
 impl Extractor {
-    pub(crate) fn open(options: &Options, device: &Device) -> Result<Self> {
-        let (network, path) = fpdm_eval::open(options.features.features(), options.weights()?, device)?;
+    /// Opens `weights`, which compute on `device`, so many pictures at a time.
+    pub(crate) fn open(
+        features: Features,
+        weights: &str,
+        cache: PathBuf,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let (network, path) = fpdm_eval::open(features, weights, device)?;
         let weights = checksum(&path).with_context(|| path.display().to_string())?;
-        Ok(Self { network, weights, cache: options.cache().clone(), batch_size: options.batch_size })
+        Ok(Self { network, weights, cache, batch_size })
     }
 
     /// What distances must be named by.
@@ -66,15 +72,20 @@ impl Extractor {
         let mut parts = Vec::new();
         for start in (0..set.len()).step_by(self.batch_size) {
             let range = start..(start + self.batch_size).min(set.len());
-            let pictures = set.pixels(range.clone())?;
-            // One by one: pictures may differ in size until here.
-            let prepared: Vec<Tensor> =
-                pictures.par_iter().map(|x| self.network.prepare(x)).collect::<fpdm_eval::Result<_>>()?;
-            parts.push(self.network.embed(&Tensor::cat(&prepared, 0)?)?.to_device(&Device::Cpu)?);
+            let embedded = set.pixels(range.clone()).and_then(|pictures| self.embed(&pictures));
+            parts.push(embedded.with_context(|| format!("{} or one behind it", set.entry(start)))?);
             bar.inc(range.len() as u64);
         }
         bar.finish();
         Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Pictures `(1, 3, H, W)` in [-1, 1] → `(N, D)` on the CPU.
+    fn embed(&self, pictures: &[Tensor]) -> Result<Tensor> {
+        // One by one: pictures may differ in size until here.
+        let prepared: Vec<Tensor> =
+            pictures.par_iter().map(|x| self.network.prepare(x)).collect::<fpdm_eval::Result<_>>()?;
+        Ok(self.network.embed(&Tensor::cat(&prepared, 0)?)?.to_device(&Device::Cpu)?)
     }
 }
 

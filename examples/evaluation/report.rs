@@ -12,7 +12,10 @@ use super::options::Options;
 /// Training pictures shown beside a sample.
 pub(crate) const NEIGHBOURS: usize = 3;
 
-const QUANTILES: [f64; 7] = [0., 0.01, 0.05, 0.25, 0.5, 0.75, 1.];
+const QUANTILES: [f64; 10] = [0., 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.];
+
+/// The quantiles of held-out pictures below which samples are counted.
+const BELOW: [f64; 4] = [0.01, 0.05, 0.25, 0.5];
 
 /// Features of the sets that are compared.
 pub(crate) struct Sets<'a> {
@@ -85,6 +88,7 @@ impl Found {
             "k": options.k,
             "nearest_reference": quantiles(&self.neighbours),
             "held_out_against_reference": held_out,
+            "below_held_out": self.floor.as_ref().map(|floor| below(&self.neighbours, &floor.neighbours)),
         }))
     }
 
@@ -107,6 +111,14 @@ impl Found {
         text += &format!("\nnearest training picture of a sample:           {}", line(&self.neighbours));
         if let Some(floor) = &self.floor {
             text += &format!("\nnearest training picture of a held-out picture: {}", line(&floor.neighbours));
+            let below = below(&self.neighbours, &floor.neighbours);
+            let share = |q: f64| 100. * below[&format!("{q}")].as_f64().unwrap_or_default();
+            text += &format!(
+                "\nas near as the nearest 1, 5, 50 % of held-out pictures: {:.1}, {:.1}, {:.1} % of samples",
+                share(0.01),
+                share(0.05),
+                share(0.5)
+            );
             text += &format!("\nheld-out pictures: {} {:.2}   KID {:.4}", self.name, floor.fd, floor.kid);
         }
         text
@@ -127,4 +139,15 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 fn quantiles(neighbours: &[Vec<Neighbour>]) -> Value {
     let sorted = sorted(neighbours);
     QUANTILES.iter().map(|&q| (format!("{q}"), quantile(&sorted, q).into())).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// The share of samples that are nearer to a training picture than a quantile of held-out pictures: by chance the quantile
+/// itself, with copies more.
+fn below(samples: &[Vec<Neighbour>], held_out: &[Vec<Neighbour>]) -> Value {
+    let (samples, held_out) = (sorted(samples), sorted(held_out));
+    let share = |q: f64| {
+        let bound = quantile(&held_out, q);
+        samples.iter().filter(|&&distance| distance < bound).count() as f64 / samples.len() as f64
+    };
+    BELOW.iter().map(|&q| (format!("{q}"), share(q).into())).collect::<serde_json::Map<_, _>>().into()
 }

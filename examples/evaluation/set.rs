@@ -11,8 +11,6 @@ use fpdm_vae::{LatentCodec, round_trip};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::options::Options;
-
 /// The sheet that the sampling commands write beside their samples: no sample.
 const SHEET: &str = "grid.png";
 
@@ -27,6 +25,17 @@ pub(crate) struct Set {
     device: Device,
 }
 
+/// How sets are read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reading<'a> {
+    /// What decodes latents.
+    pub(crate) codec: Option<&'a str>,
+    /// The side that the centre square of every picture is scaled to.
+    pub(crate) side: Option<usize>,
+    /// What pictures are sent through first.
+    pub(crate) through: Option<&'a str>,
+}
+
 enum Content {
     Images { source: Box<dyn ImageSource>, indices: Vec<usize> },
     Latents { z: Tensor, codec_name: String, codec: Box<dyn LatentCodec> },
@@ -34,14 +43,13 @@ enum Content {
 
 impl Set {
     /// Opens PATH or PATH#A..B.
-    pub(crate) fn open(text: &str, options: &Options, through: Option<&str>, device: &Device) -> Result<Self> {
+    pub(crate) fn open(text: &str, how: Reading, device: &Device) -> Result<Self> {
         let (path, run) = split(text)?;
         ensure!(path.exists(), "{}: there is no such file or folder", path.display());
         let codec = |name: &str| -> Result<_> { Ok((name.to_owned(), fpdm_vae::open(name, DType::F32, device)?)) };
         let content = match latents(&path)? {
             Some(z) => {
-                let name = options.codec.as_deref();
-                let name = name.with_context(|| format!("{text} holds latents; give --codec to decode them"))?;
+                let name = how.codec.with_context(|| format!("{text} holds latents; give --codec to decode them"))?;
                 let range = within(&run, z.dim(0)?, text)?;
                 let (codec_name, codec) = codec(name)?;
                 Content::Latents { z: z.narrow(0, range.start, range.len())?, codec_name, codec }
@@ -53,8 +61,8 @@ impl Set {
                 Content::Images { source, indices: all[range].to_vec() }
             }
         };
-        let through = through.map(codec).transpose()?;
-        Ok(Self { name: text.to_owned(), content, through, side: options.side, device: device.clone() })
+        let through = how.through.map(codec).transpose()?;
+        Ok(Self { name: text.to_owned(), content, through, side: how.side, device: device.clone() })
     }
 
     pub(crate) fn len(&self) -> usize {

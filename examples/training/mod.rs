@@ -8,3 +8,4 @@ pub(crate) mod loss;
 pub(crate) mod network;
 pub(crate) mod options;
 pub(crate) mod samples;
+pub(crate) mod summary;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::{Error, Result};
 use fpdm_kernels::Conv2d;
+use rayon::prelude::*;
 
 use crate::conv::Folded;
 use crate::extractor::{FeatureExtractor, check_pictures, divisor};
@@ -169,9 +170,12 @@ impl FeatureExtractor for EfficientNetLite0 {
         if !self.device.is_cpu() || batch <= SLICE {
             return self.slice(&x);
         }
-        let starts = (0..batch).step_by(SLICE);
-        let parts: Vec<Tensor> =
-            starts.map(|i| self.slice(&x.narrow(0, i, SLICE.min(batch - i))?)).collect::<Result<_>>()?;
+        // Each slice on a thread of its own: the small layers of one have no work for all threads.
+        let starts: Vec<usize> = (0..batch).step_by(SLICE).collect();
+        let parts: Vec<Tensor> = starts
+            .into_par_iter()
+            .map(|i| self.slice(&x.narrow(0, i, SLICE.min(batch - i))?))
+            .collect::<Result<_>>()?;
         Ok(Tensor::cat(&parts, 0)?)
     }
 }

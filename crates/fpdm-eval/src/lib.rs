@@ -9,7 +9,7 @@ mod resize;
 mod weights;
 
 pub use distance::{
-    Gaussian, Kid, KidSubsets, Neighbour, PrecisionRecall, frechet_distance, kid, kid_unbiased, nearest,
+    FrechetTo, Gaussian, Kid, KidSubsets, Neighbour, PrecisionRecall, frechet_distance, kid, kid_unbiased, nearest,
     precision_recall,
 };
 pub use efficientnet::EfficientNetLite0;

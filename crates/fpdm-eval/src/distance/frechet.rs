@@ -59,20 +59,50 @@ impl Gaussian {
 /// # fpdm_eval::Result::<()>::Ok(())
 /// ```
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
-    if a.width() != b.width() {
-        return Err(Error::shape("frechet_distance: features of both sets", a.width(), b.width()));
+    FrechetTo::new(a.clone()).distance(b)
+}
+
+/// The [`frechet_distance`] of many distributions to one: what depends on that one alone is computed once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FrechetTo {
+    to: Gaussian,
+    /// The root of its covariance.
+    root: DMatrix<f64>,
+}
+
+impl FrechetTo {
+    /// # Cost
+    ///
+    /// One eigenproblem of D features, with eigenvectors.
+    pub fn new(to: Gaussian) -> Self {
+        let SymmetricEigen { eigenvectors, eigenvalues } = SymmetricEigen::new(to.covariance.clone());
+        // Eigenvalues below 0 are rounding.
+        let mut scaled = eigenvectors.clone();
+        for (mut column, value) in scaled.column_iter_mut().zip(eigenvalues.iter()) {
+            column *= value.max(0.).sqrt();
+        }
+        let root = symmetric(scaled * eigenvectors.transpose());
+        Self { to, root }
     }
-    let SymmetricEigen { eigenvectors, eigenvalues } = SymmetricEigen::new(a.covariance.clone());
-    // Eigenvalues below 0 are rounding.
-    let mut scaled = eigenvectors.clone();
-    for (mut column, value) in scaled.column_iter_mut().zip(eigenvalues.iter()) {
-        column *= value.max(0.).sqrt();
+
+    /// The distance of `other`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the widths differ.
+    ///
+    /// # Cost
+    ///
+    /// Two products and the eigenvalues of a matrix of D².
+    pub fn distance(&self, other: &Gaussian) -> Result<f64> {
+        let (a, b) = (&self.to, other);
+        if a.width() != b.width() {
+            return Err(Error::shape("frechet_distance: features of both sets", a.width(), b.width()));
+        }
+        let product = symmetric(&self.root * &b.covariance * &self.root);
+        let cross: f64 = product.symmetric_eigenvalues().iter().map(|value| value.max(0.).sqrt()).sum();
+        let means = (&a.mean - &b.mean).norm_squared();
+        Ok(means + a.covariance.trace() + b.covariance.trace() - 2. * cross)
     }
-    let root = symmetric(scaled * eigenvectors.transpose());
-    let product = symmetric(&root * &b.covariance * &root);
-    let cross: f64 = product.symmetric_eigenvalues().iter().map(|value| value.max(0.).sqrt()).sum();
-    let means = (&a.mean - &b.mean).norm_squared();
-    Ok(means + a.covariance.trace() + b.covariance.trace() - 2. * cross)
 }
 
 /// Without what rounding has left of asymmetry.

@@ -1,11 +1,11 @@
 //! The kernel distance.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use fpdm_core::rng::{Stream, stream};
 use fpdm_core::{Error, Result};
 use rand::seq::index;
 
-use super::rows::{Rows, products};
+use super::rows::{Rows, blocks};
 
 /// How the spread of the kernel distance is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,8 @@ pub struct Kid {
 /// ```
 pub fn kid_unbiased(a: &Tensor, b: &Tensor) -> Result<f64> {
     let (a, b) = checked(a, b)?;
-    discrepancy(&a, &b)
+    let found = discrepancies(&a, &b, &Parts::all(a.count)?, &Parts::all(b.count)?)?;
+    Ok(found[0])
 }
 
 /// [`kid_unbiased`] of all features, and its mean and spread over subsets of both sets.
@@ -79,20 +80,18 @@ pub fn kid(a: &Tensor, b: &Tensor, subsets: KidSubsets) -> Result<Kid> {
         return Err(Error::config("subset size", format!("{}; give at least 2", subsets.size)));
     }
     let size = subsets.size.min(a.count).min(b.count);
-    let mut values = Vec::with_capacity(subsets.count);
+    let (mut of_a, mut of_b) = (Vec::with_capacity(subsets.count), Vec::with_capacity(subsets.count));
     for i in 0..subsets.count {
         let rng = &mut stream(subsets.seed, Stream::Data, i as u64);
-        let mut draw = |rows: &Rows| -> Result<Rows> {
-            let indices: Vec<u32> = index::sample(rng, rows.count, size).iter().map(|i| i as u32).collect();
-            rows.select(&indices)
-        };
-        let (a, b) = (draw(&a)?, draw(&b)?);
-        values.push(discrepancy(&a, &b)?);
+        of_a.push(index::sample(rng, a.count, size).into_vec());
+        of_b.push(index::sample(rng, b.count, size).into_vec());
     }
+    let mut values = discrepancies(&a, &b, &Parts::new(a.count, &of_a)?, &Parts::new(b.count, &of_b)?)?;
+    let value = values.pop().unwrap_or_default();
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
-    Ok(Kid { value: discrepancy(&a, &b)?, mean, std: (squares / (n - 1.).max(1.)).sqrt(), size })
+    Ok(Kid { value, mean, std: (squares / (n - 1.).max(1.)).sqrt(), size })
 }
 
 fn checked(a: &Tensor, b: &Tensor) -> Result<(Rows, Rows)> {
@@ -101,24 +100,65 @@ fn checked(a: &Tensor, b: &Tensor) -> Result<(Rows, Rows)> {
     Ok((a, b))
 }
 
-fn discrepancy(a: &Rows, b: &Rows) -> Result<f64> {
-    let (n, m) = (a.count as f64, b.count as f64);
-    let within_a = kernels(a, a, true)? / (n * (n - 1.));
-    let within_b = kernels(b, b, true)? / (m * (m - 1.));
-    Ok(within_a + within_b - 2. * kernels(a, b, false)? / (n * m))
+/// Subsets of the rows of a set, and all of them as the last part.
+struct Parts {
+    /// 1 where a row is in a part, `(N, parts)`.
+    members: Tensor,
+    /// Rows of each part.
+    sizes: Vec<f64>,
 }
 
-/// The sum of the kernel over all pairs, without those of a row with itself if `others` says so.
-fn kernels(a: &Rows, b: &Rows, others: bool) -> Result<f64> {
-    let scale = 1. / a.width as f64;
-    let kernel = |product: f64| {
-        let x = product * scale + 1.;
-        x * x * x
+impl Parts {
+    fn new(rows: usize, subsets: &[Vec<usize>]) -> Result<Self> {
+        let parts = subsets.len() + 1;
+        let mut members = vec![0f64; rows * parts];
+        members.iter_mut().skip(parts - 1).step_by(parts).for_each(|last| *last = 1.);
+        for (part, subset) in subsets.iter().enumerate() {
+            subset.iter().for_each(|&row| members[row * parts + part] = 1.);
+        }
+        let mut sizes: Vec<f64> = subsets.iter().map(|subset| subset.len() as f64).collect();
+        sizes.push(rows as f64);
+        Ok(Self { members: Tensor::from_vec(members, (rows, parts), &Device::Cpu)?, sizes })
+    }
+
+    fn all(rows: usize) -> Result<Self> {
+        Self::new(rows, &[])
+    }
+}
+
+/// The unbiased estimate from each pair of parts.
+fn discrepancies(a: &Rows, b: &Rows, of_a: &Parts, of_b: &Parts) -> Result<Vec<f64>> {
+    let within_a = kernels((a, of_a), (a, of_a), true)?;
+    let within_b = kernels((b, of_b), (b, of_b), true)?;
+    let between = kernels((a, of_a), (b, of_b), false)?;
+    let one = |i: usize| {
+        let (n, m) = (of_a.sizes[i], of_b.sizes[i]);
+        within_a[i] / (n * (n - 1.)) + within_b[i] / (m * (m - 1.)) - 2. * between[i] / (n * m)
     };
-    let mut sum = 0.;
-    products(a, b, |i, row| {
-        let own = if others { kernel(row[i]) } else { 0. };
-        sum += row.iter().map(|product| kernel(*product)).sum::<f64>() - own;
+    Ok((0..between.len()).map(one).collect())
+}
+
+/// The sum of the kernel over all pairs of each part, without those of a row with itself if `others` says so.
+///
+/// Every kernel is computed once, however many parts it is in: the sums are products with the members.
+fn kernels((a, of_a): (&Rows, &Parts), (b, of_b): (&Rows, &Parts), others: bool) -> Result<Vec<f64>> {
+    let scale = 1. / a.width as f64;
+    let mut sums = vec![0.; of_a.sizes.len()];
+    blocks(a, b, |start, mut block| {
+        for (i, row) in block.chunks_exact_mut(b.count).enumerate() {
+            for product in row.iter_mut() {
+                let x = *product * scale + 1.;
+                *product = x * x * x;
+            }
+            if others {
+                row[start + i] = 0.;
+            }
+        }
+        let rows = block.len() / b.count;
+        let of_rows = Tensor::from_vec(block, (rows, b.count), &Device::Cpu)?.matmul(&of_b.members)?;
+        let found = (of_rows * of_a.members.narrow(0, start, rows)?)?.sum(0)?.to_vec1::<f64>()?;
+        sums.iter_mut().zip(found).for_each(|(sum, more)| *sum += more);
+        Ok(())
     })?;
-    Ok(sum)
+    Ok(sums)
 }

@@ -45,31 +45,31 @@ impl Rows {
         ))
     }
 
-    /// Some of the rows.
-    pub(super) fn select(&self, indices: &[u32]) -> Result<Self> {
-        let indices = Tensor::new(indices, &Device::Cpu)?;
-        let tensor = self.tensor.index_select(&indices, 0)?;
-        Ok(Self { count: indices.elem_count(), tensor, width: self.width })
-    }
-
     /// All numbers, row by row.
     pub(super) fn numbers(&self) -> Result<Vec<f64>> {
         Ok(self.tensor.flatten_all()?.to_vec1()?)
     }
 }
 
-/// `visit(i, products of row i of a with all rows of b)`, row by row.
-pub(super) fn products(a: &Rows, b: &Rows, mut visit: impl FnMut(usize, &mut [f64])) -> Result<()> {
+/// `visit(i, products of row i of a and those behind it with all rows of b)`, block by block.
+pub(super) fn blocks(a: &Rows, b: &Rows, mut visit: impl FnMut(usize, Vec<f64>) -> Result<()>) -> Result<()> {
     let turned = b.tensor.t()?;
     let step = (BLOCK / b.count).clamp(1, a.count);
     for start in (0..a.count).step_by(step) {
         let block = a.tensor.narrow(0, start, step.min(a.count - start))?.matmul(&turned)?;
-        let mut block: Vec<f64> = block.flatten_all()?.to_vec1()?;
+        visit(start, block.flatten_all()?.to_vec1()?)?;
+    }
+    Ok(())
+}
+
+/// `visit(i, products of row i of a with all rows of b)`, row by row.
+pub(super) fn products(a: &Rows, b: &Rows, mut visit: impl FnMut(usize, &mut [f64])) -> Result<()> {
+    blocks(a, b, |start, mut block| {
         for (i, row) in block.chunks_exact_mut(b.count).enumerate() {
             visit(start + i, row);
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// `visit(i, squared distances of row i of a to all rows of b)`, row by row, none below 0. Exact to the rounding of the

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Table f: estimators of the gradient, and M = N in 3, 6, 12, each trained for the same time. ESTIMATORS takes some.
+. "$(dirname "$0")/common.sh"
+ESTIMATORS=${ESTIMATORS:-jfb multistep unrolled phantom implicit sjfb-3 sjfb-6 sjfb-12}
+face_latents
+prediction=${PREDICTIONS%% *}
+models= runs=
+for estimator in $ESTIMATORS; do
+    case $estimator in
+        jfb) flags="--estimator jfb --without-grad 6" ;;
+        multistep) flags="--estimator multistep --without-grad 6 --with-grad 6" ;;
+        unrolled) flags="--estimator unrolled --with-grad 6" ;;
+        phantom) flags="--estimator phantom --without-grad 6 --with-grad 6 --damp 0.5" ;;
+        implicit) flags="--estimator implicit --without-grad 12 --with-grad 12" ;;
+        sjfb-*) flags="--estimator sjfb --without-grad ${estimator#sjfb-} --with-grad ${estimator#sjfb-}" ;;
+        *) echo "ESTIMATORS: there is no $estimator" >&2 && exit 1 ;;
+    esac
+    # A run that diverges stops with an error and has no row.
+    if fpdm "$estimator" "$OUT/latents" --unconditional $(objective "$prediction") $flags; then
+        models="$models $(models "$estimator")" runs="$runs $(runs "$estimator")"
+    else
+        echo "$estimator: training failed; it has no row" >&2
+    fi
+done
+measure_faces plain $models
+table faces.jsonl plain
+example claims costs $runs --out "$OUT/estimators.md"
+echo "== $OUT/estimators.md" && cat "$OUT/estimators.md"
