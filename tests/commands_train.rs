@@ -203,6 +203,15 @@ fn from_images_to_a_codec() -> Result<()> {
         lines.iter().find(|line| line["step"] == step && line["loss"].is_f64()).and_then(|line| line[name].as_f64())
     };
     assert!(told(1, "critic") == Some(0.) && told(2, "critic") > Some(0.1) && told(2, "matching") > Some(0.));
+    let on = at("on");
+    let go_on = ["--start", text(&made[0]), "--lr", "0", "--steps", "1", "--export", text(&on)];
+    run_to(&at("run-on"), &[&beside[..], &go_on].concat())?;
+    assert!(weights(&made[0])? == weights(&on)?, "a run that begins with a codec and learns nothing has another");
+    let narrower = |argument: &&'static str| if *argument == "12" { "8" } else { *argument };
+    let narrow = [&[text(&images)][..], &tiny, &small.each_ref().map(narrower), &often].concat();
+    let narrow = [&narrow[..], &["--start", text(&made[0]), "--out", text(&in_two), "--resume"]].concat();
+    let error = fails("train_codec", &narrow)?;
+    assert!(error.contains("--start") && error.contains("should be"), "{error}");
     let other = [&beside[..], &["--steps", "5", "--resume", "--critic-penalty", "1", "--out", text(&in_two)]].concat();
     let error = fails("train_codec", &[&common[..], &other].concat())?;
     assert!(error.contains("critic.penalty"), "{error}");

@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// With --latents-of, trains an encoder too; else the export has the encoder of that codec, if it is a tiny one.
     #[arg(long)]
     pub train_encoder: bool,
+    /// The codec whose weights are begun with, of the same shape: one that was exported, say, to go on with other losses.
+    #[arg(long, value_name = "CODEC")]
+    pub start: Option<String>,
     /// Also evaluates the codec of --latents-of as it is, before the first step.
     #[arg(long)]
     pub compare: bool,
@@ -357,6 +360,7 @@ impl Options {
                 "decoder": [[self.decoder_width], self.decoder_blocks] },
             "latents_of": self.latents_of,
             "train_encoder": self.train_encoder,
+            "start": self.start,
             "images": { "held_out": self.held_out, "side": self.side, "crop": self.crop, "batch_size": self.batch_size },
             "dtype": self.dtype,
             "lr": self.learning_rate(),

@@ -96,7 +96,8 @@ impl<'a> Run<'a> {
         let mut config = options.network(latent_channels)?;
         let mut frozen = BTreeMap::new();
         if let Some(name) = options.latents_of.as_ref().filter(|_| !options.train_encoder) {
-            frozen = tiny_encoder(name)?;
+            frozen = tiny(name)?;
+            frozen.retain(|name, _| name.starts_with("encoder."));
             if !frozen.is_empty() {
                 let theirs = TinyConfig::of_tensors(&frozen.clone().into_iter().collect());
                 config.encoder_block_out_channels = theirs.encoder_block_out_channels;
@@ -128,6 +129,12 @@ impl<'a> Run<'a> {
             }
         }
         let parameters = Parameters::new(&variables)?;
+        if let Some(name) = &options.start {
+            let mut start = tiny(name)?;
+            ensure!(!start.is_empty(), "--start: `{name}` is no AutoencoderTiny that can be read");
+            start.retain(|name, _| name.starts_with("decoder.") || !options.latents_are_given());
+            parameters.scatter(&parameters.flatten(&start, "--start")?)?;
+        }
         let adam = AdamW::new(options.adamw(), parameters.gather()?)?;
         let ema = Ema::new(options.ema, &adam.master)?;
         let critic = options.has_critic().then(|| Critic::new(options, device)).transpose()?;
@@ -327,8 +334,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The encoder of a codec in diffusers' AutoencoderTiny layout; nothing of another.
-fn tiny_encoder(name: &str) -> Result<BTreeMap<String, Tensor>> {
+/// The tensors of a codec in diffusers' AutoencoderTiny layout; nothing of another.
+fn tiny(name: &str) -> Result<BTreeMap<String, Tensor>> {
     let source = Source::parse(name)?;
     let client = match source {
         Source::Hub { .. } => Hub::from_env()?,
@@ -339,6 +346,6 @@ fn tiny_encoder(name: &str) -> Result<BTreeMap<String, Tensor>> {
     for path in located.weights {
         tensors.extend(read_tensors(path, Which::Ema)?);
     }
-    tensors.retain(|name, _| name.starts_with("encoder.layers."));
+    tensors.retain(|name, _| name.starts_with("encoder.layers.") || name.starts_with("decoder.layers."));
     Ok(tensors)
 }
