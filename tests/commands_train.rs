@@ -163,7 +163,11 @@ fn from_images_to_a_codec() -> Result<()> {
     let (decoder, both) = (at("decoder"), at("both"));
     let of = ["--latents-of", text(&own), "--steps", "2", "--export-dtype", "f32", "--texture-weight", "0"];
     run_to(&at("run-decoder"), &[&of[..], &["--export", text(&decoder)]].concat())?;
-    run_to(&at("run-both"), &[&of[..], &["--train-encoder", "--seconds", "600", "--export", text(&both)]].concat())?;
+    run_to(
+        &at("run-both"),
+        &[&of[..], &["--train-encoder", "--latents-dtype", "bf16", "--seconds", "600", "--export", text(&both)]]
+            .concat(),
+    )?;
     let tensor = |codec: &Path, name: &str| -> Result<Vec<f32>> {
         let tensors = candle_core::safetensors::load(codec.join("diffusion_pytorch_model.safetensors"), &Device::Cpu)?;
         Ok(tensors[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)

@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// The codec whose latents are learned: a Hub repository, a folder or a file. Without it the codec has its own.
     #[arg(long, value_name = "CODEC")]
     pub latents_of: Option<String>,
+    /// f32 or bf16: what that codec works in.
+    #[arg(long, default_value = "f32")]
+    pub latents_dtype: String,
     /// With --latents-of, trains an encoder too; else the export has the encoder of that codec, if it is a tiny one.
     #[arg(long)]
     pub train_encoder: bool,
@@ -233,6 +236,7 @@ impl Options {
         );
         ensure!(self.latents_of.is_some() || !self.train_encoder, "--train-encoder: without --latents-of it always is");
         self.working_dtype()?;
+        self.teacher_dtype()?;
         self.export_dtype()?;
         self.learning_rate().check()?;
         Ok(())
@@ -264,11 +268,12 @@ impl Options {
 
     /// What the network works in.
     pub(crate) fn working_dtype(&self) -> Result<DType> {
-        match self.dtype.as_str() {
-            "f32" => Ok(DType::F32),
-            "bf16" => Ok(DType::BF16),
-            other => bail!("--dtype: `{other}` is neither f32 nor bf16"),
-        }
+        dtype("--dtype", &self.dtype)
+    }
+
+    /// What the codec of --latents-of works in.
+    pub(crate) fn teacher_dtype(&self) -> Result<DType> {
+        dtype("--latents-dtype", &self.latents_dtype)
     }
 
     /// What is exported.
@@ -359,6 +364,7 @@ impl Options {
                 "encoder": [[self.encoder_width], self.encoder_blocks],
                 "decoder": [[self.decoder_width], self.decoder_blocks] },
             "latents_of": self.latents_of,
+            "latents_dtype": self.latents_dtype,
             "train_encoder": self.train_encoder,
             "start": self.start,
             "images": { "held_out": self.held_out, "side": self.side, "crop": self.crop, "batch_size": self.batch_size },
@@ -377,5 +383,13 @@ impl Options {
                 "levels": self.critic_levels, "lr": self.critic_lr, "penalty": self.critic_penalty })),
             "seed": self.seed,
         })
+    }
+}
+
+fn dtype(flag: &str, text: &str) -> Result<DType> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        other => bail!("{flag}: `{other}` is neither f32 nor bf16"),
     }
 }

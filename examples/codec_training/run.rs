@@ -76,7 +76,8 @@ pub(crate) struct Report {
 impl<'a> Run<'a> {
     /// A run from the beginning.
     pub(crate) fn new(options: &'a Options, device: &Device) -> Result<Self> {
-        let teacher = options.latents_of.as_ref().map(|name| open(name, DType::F32, device)).transpose()?;
+        let dtype = options.teacher_dtype()?;
+        let teacher = options.latents_of.as_ref().map(|name| open(name, dtype, device)).transpose()?;
         let latent_channels = match &teacher {
             Some(teacher) => {
                 let crop = options.crop;
