@@ -50,7 +50,13 @@ fn main() -> Result<()> {
         inference(&options, batch, &device)?;
     }
     let fpdm = config(&options)?;
-    let dit = Config { depth: Config::dit(Size::XL, 2).depth, architecture: Architecture::Dit, ..fpdm.clone() };
+    let dit = Config {
+        hidden_size: fpdm.hidden_size,
+        num_heads: fpdm.num_heads,
+        input_size: fpdm.input_size,
+        labels: fpdm.labels,
+        ..Config::dit(Size::XL, 2)
+    };
     for (name, config, memory) in [
         ("train.fpdm.store", &fpdm, Memory::Store),
         ("train.fpdm.recompute", &fpdm, Memory::Recompute(1)),
