@@ -14,9 +14,9 @@ use candle_nn::{VarBuilder, VarMap};
 use clap::Parser;
 use fpdm_core::dit::{Architecture, Config, Dit, Fpdit, Labels, Size, init, perturb_gates};
 use fpdm_core::rng::{Stream, normal_batch};
-use fpdm_core::{ImplicitModel, Moments, Problem};
+use fpdm_core::{Budget, ImplicitModel, Moments, Picard, Problem, solve};
 use fpdm_kernels::cuda;
-use fpdm_sample::Explicit;
+use fpdm_sample::{Explicit, Graphed, Graphs};
 use fpdm_train::{Batch, DataSource, Memory, MultiStepJfb, Objective, Settings, Trainer};
 
 /// Times applications, denoiser calls and training steps on a GPU.
@@ -142,18 +142,15 @@ fn inference(options: &Options, batch: usize, device: &Device) -> Result<()> {
             Ok(())
         })?;
         report("forward.plain", batch, ms, serde_json::json!(null));
-        let graph = cuda::Graph::record(device, || {
-            let problem = frozen.prepare(&x, &t, &y).map_err(candle_core::Error::wrap)?;
-            let mut z = problem.z0.clone();
-            for _ in 0..6 {
-                z = problem.frozen.apply(&z).map_err(candle_core::Error::wrap)?;
-            }
-            Ok(vec![problem.readout(&z).map_err(candle_core::Error::wrap)?])
-        })?;
+        // As a sampler with a fixed budget does it, at every size.
+        let graphed = Graphed::new(frozen, Graphs::On);
         let ms = clock(device, options.repeats, || {
-            graph.replay()?;
+            let problem = graphed.prepare(&x, &t, &y)?;
+            let found = solve(&Picard::default(), &*problem.frozen, problem.z0.clone(), &mut Budget(6))?;
+            problem.readout(&found.z)?;
             Ok(())
         })?;
+        ensure!(graphed.replays() > 0, "forward.graphs: nothing was recorded");
         report("forward.graphs", batch, ms, serde_json::json!(null));
     }
     Ok(())

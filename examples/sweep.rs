@@ -57,6 +57,9 @@ struct Command {
     /// auto, cpu, cuda or metal.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Record the network's work on a GPU and replay it: auto, where it pays; on, or off. Pictures do not depend on it.
+    #[arg(long, default_value = "auto")]
+    graphs: String,
     /// Where sweep.csv and sweep.svg go.
     #[arg(long, default_value = "sweep")]
     out: PathBuf,
@@ -83,7 +86,8 @@ fn main() -> Result<()> {
         ensure!(given.is_none(), "--{flag}: a sweep takes several; use --{flag}s");
     }
     files::prepare(&command.out)?;
-    let opened = Opened::open(&command.flags.place, &command.flags.dtype, device::open(&command.device)?)?;
+    let device = device::open(&command.device)?;
+    let opened = Opened::open(&command.flags.place, &command.flags.dtype, device, &command.graphs)?;
     let common = command.flags.settle(&opened)?;
     let images: Vec<u64> = (0..command.num).collect();
     let class = matches!(opened.config.labels, Labels::Classes(_)).then_some(Label::Class(command.label));

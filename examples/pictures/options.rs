@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// auto, cpu, cuda or metal.
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
+    /// Record the network's work on a GPU and replay it: auto, where it pays; on, or off. Pictures do not depend on it.
+    #[arg(long, default_value = "auto")]
+    pub(crate) graphs: String,
     /// Write the current clean estimates to preview.png after every so many steps.
     #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "1")]
     pub(crate) preview: Option<usize>,

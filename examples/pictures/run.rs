@@ -66,12 +66,12 @@ pub(crate) fn run(
         Some(origin) => {
             let mut settings = origin.settings.clone();
             settings.place = moved(&settings.place, &options.flags.place);
-            let opened = Opened::open(&settings.place, &settings.dtype, device)?;
+            let opened = Opened::open(&settings.place, &settings.dtype, device, &options.graphs)?;
             settings.agree(&opened)?;
             (opened, settings)
         }
         None => {
-            let opened = Opened::open(&options.flags.place, &options.flags.dtype, device)?;
+            let opened = Opened::open(&options.flags.place, &options.flags.dtype, device, &options.graphs)?;
             let settings = options.flags.settle(&opened)?;
             (opened, settings)
         }

@@ -6,7 +6,7 @@ use fpdm_core::checkpoint::Which;
 use fpdm_core::dit::{Architecture, Config, Labels};
 use fpdm_core::hub::{Hub, Source};
 use fpdm_core::{Diffusion, ImplicitModel, LatentCodec, Parameterization, Pretrained};
-use fpdm_sample::{Explicit, Network, Work};
+use fpdm_sample::{Explicit, Graphed, Graphs, Network, Work};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -20,13 +20,14 @@ pub(crate) struct Opened {
     pub(crate) diffusion: Option<Diffusion>,
     pub(crate) device: Device,
     pub(crate) codec: Box<dyn LatentCodec>,
-    model: Box<dyn ImplicitModel>,
+    model: Graphed<Box<dyn ImplicitModel>>,
     dtype: DType,
 }
 
 impl Opened {
     /// Opens what `place` names on `device`, the network's weights as `dtype`.
-    pub(crate) fn open(place: &Place, dtype: &str, device: Device) -> Result<Self> {
+    pub(crate) fn open(place: &Place, dtype: &str, device: Device, graphs: &str) -> Result<Self> {
+        let graphs: Graphs = graphs.parse().context("--graphs")?;
         let dtype = choice::dtype(dtype)?;
         let pretrained = weights(place)?;
         let (config, diffusion) = (pretrained.config.clone(), pretrained.diffusion.clone());
@@ -34,6 +35,7 @@ impl Opened {
             Architecture::Fpdm => Box::new(pretrained.fpdit(dtype, &device)?),
             Architecture::Dit => Box::new(Explicit::new(pretrained.dit(dtype, &device)?)),
         };
+        let model = Graphed::new(model, graphs);
         let trained_with = diffusion.as_ref().and_then(|d| d.codec.as_ref());
         let name = match (&place.codec, trained_with, config.in_channels) {
             (Some(codec), ..) => codec.clone(),
@@ -87,7 +89,7 @@ impl Opened {
 
     /// What a denoiser asks.
     pub(crate) fn network(&self, parameterization: Parameterization) -> Network<'_> {
-        Network { model: &*self.model, parameterization, dtype: self.dtype, work: Work::of(&self.config) }
+        Network { model: &self.model, parameterization, dtype: self.dtype, work: Work::of(&self.config) }
     }
 
     /// Labels `y` of a batch: the given ones, or the null label for `None`.

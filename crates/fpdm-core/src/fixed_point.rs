@@ -26,6 +26,23 @@ pub trait FixedPointMap: Send + Sync {
     /// One application: `z` and `f(z)` have the same shape, `(B, T, D)` in the networks here.
     fn apply(&self, z: &Tensor) -> Result<Tensor>;
 
+    /// `n` applications in a row, 1 at least: the last point that was evaluated, and its image.
+    ///
+    /// The default applies `n` times. A map that can do many at once without its host is free to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] where an image cannot be a next point; whatever [`FixedPointMap::apply`] returns.
+    fn repeat(&self, z: &Tensor, n: usize) -> Result<(Tensor, Tensor)> {
+        let (mut point, mut image) = (z.clone(), self.apply(z)?);
+        for _ in 1..n {
+            check_image(&point, &image)?;
+            let next = self.apply(&image)?;
+            point = std::mem::replace(&mut image, next);
+        }
+        Ok((point, image))
+    }
+
     /// The map of these samples alone, in this order; `None`, the default, for a map that cannot be cut.
     ///
     /// Where the samples of a batch end their solves one by one, this spares the work of those that have ended.
@@ -41,6 +58,14 @@ where
     fn apply(&self, z: &Tensor) -> Result<Tensor> {
         self(z)
     }
+}
+
+/// Refuses an image that cannot be a next point.
+pub(crate) fn check_image(z: &Tensor, fz: &Tensor) -> Result<()> {
+    if fz.shape() == z.shape() && fz.dtype() == z.dtype() {
+        return Ok(());
+    }
+    Err(Error::shape("f(z): like its point `z`", (z.dims(), z.dtype()), (fz.dims(), fz.dtype())))
 }
 
 /// A map whose point and image are cut from the autograd graph, so that nothing outlives one application.

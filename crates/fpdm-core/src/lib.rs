@@ -84,7 +84,7 @@ pub use codec::{LatentCodec, Moments};
 pub use diffusion::{CodecId, Diffusion, Normalisation, Recommended, Schedule};
 pub use error::{Error, Result};
 pub use fixed_point::{Detached, FixedPointMap, Iterate, Residual};
-pub use model::{Denoiser, ImplicitModel, Prediction, Problem};
+pub use model::{Denoiser, ImplicitModel, Prediction, Problem, Staged};
 pub use parameterization::Parameterization;
 pub use pretrained::Pretrained;
 pub use reverse::{Kept, Reverse, Reversible};

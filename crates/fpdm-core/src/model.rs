@@ -57,11 +57,43 @@ impl Problem {
 pub trait ImplicitModel {
     /// Binds the map to the noisy latents `x` `(B, C, H, W)`, times `t` `(B)` and labels `y`, `(B)` or `(B, L)`.
     fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem>;
+
+    /// The same in parts that can be recorded on a device and replayed; `None`, the default, for a network that cannot
+    /// be taken apart.
+    fn staged(&self) -> Option<Arc<dyn Staged>> {
+        None
+    }
+}
+
+/// [`ImplicitModel::prepare`] in three parts, so that the work between the first and the last can be recorded once and
+/// replayed on other numbers.
+///
+/// Law: `assemble(&state(&inputs(x, t, y)?)?)` is `prepare(x, t, y)`, to the last bit.
+pub trait Staged: Send + Sync {
+    /// What the device reads of `x` `(B, C, H, W)`, `t` `(B)` and `y`, `(B)` or `(B, L)`: checked on the host, and all of
+    /// it moved.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ImplicitModel::prepare`] about its arguments.
+    fn inputs(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Vec<Tensor>>;
+
+    /// What a problem is made of. It depends on shapes, on the numbers in `inputs` and on the weights alone, and neither
+    /// waits for the device nor sends anything to it that differs between calls.
+    fn state(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+
+    /// The problem that reads `state` where it lies: whoever overwrites `state` in place has another problem. Does no
+    /// arithmetic on it: what is computed here is not computed again.
+    fn assemble(&self, state: &[Tensor]) -> Result<Problem>;
 }
 
 impl<M: ImplicitModel + ?Sized> ImplicitModel for Box<M> {
     fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem> {
         (**self).prepare(x, t, y)
+    }
+
+    fn staged(&self) -> Option<Arc<dyn Staged>> {
+        (**self).staged()
     }
 }
 

@@ -415,6 +415,44 @@ fn bad_inputs_are_refused_with_names() -> Result<()> {
     Ok(())
 }
 
+/// The parts of a network are the whole, whatever the labels' type and place of times; and what they are given can be
+/// overwritten in place.
+#[test]
+fn a_network_in_parts_is_the_network() -> Result<()> {
+    let bits = |t: &Tensor| -> Candle<Vec<f64>> { t.to_dtype(DType::F64)?.flatten_all()?.to_vec1() };
+    for config in implicit_configs() {
+        let model = Fpdit::new(&config, fpdm_core::params::frozen(&opened(&config, DType::F32)?)?)?;
+        let staged = model.staged().expect("an implicit network comes in parts");
+        let (x, t, y) = inputs(&config, 2, DType::F32);
+        let given = staged.inputs(&x, &t, &y)?;
+        let state = staged.state(&given)?;
+        let problem = staged.assemble(&state)?;
+        let check = |x: &Tensor, t: &Tensor, y: &Tensor| -> Result<()> {
+            let whole = model.prepare(x, t, y)?;
+            assert_eq!(bits(&problem.z0)?, bits(&whole.z0)?);
+            let (got, expected) = (problem.frozen.apply(&whole.z0)?, whole.frozen.apply(&whole.z0)?);
+            assert_eq!(bits(&got)?, bits(&expected)?);
+            assert_eq!(bits(&problem.readout(&got)?)?, bits(&whole.readout(&got)?)?);
+            Ok(())
+        };
+        check(&x, &t, &y)?;
+        check(&x, &t.to_dtype(DType::F64)?, &y)?;
+        let overwrite = |all: &[Tensor], with: &[Tensor]| -> Candle<()> {
+            let flat = |t: &Tensor| t.contiguous()?.flatten_all();
+            all.iter().zip(with).try_for_each(|(to, from)| flat(to)?.slice_set(&flat(from)?.copy()?, 0, 0))
+        };
+        let (x, t) = ((&x * 0.5)?, (&t + 100.)?);
+        let y = match config.labels {
+            Labels::Classes(n) => Tensor::new(&[n as i64, 1], &CPU)?,
+            _ => y.affine(1., 0.25)?,
+        };
+        overwrite(&state, &staged.state(&staged.inputs(&x, &t, &y)?)?)?;
+        check(&x, &t, &y)?;
+        assert!(staged.assemble(&state[1..]).is_err() && staged.state(&given[..1]).is_err());
+    }
+    Ok(())
+}
+
 #[test]
 fn networks_cross_threads() {
     fn shared<T: Send + Sync>() {}

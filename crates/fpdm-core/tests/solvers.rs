@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use fpdm_core::rng::{self, Stream};
 use fpdm_core::{
     Anderson, Broyden, Budget, Divergence, Error, FixedPointMap, Iterate, Picard, Result, Solver, Stagnation,
-    StopReason, Tolerance, solve, solve_recorded,
+    StopReason, StopRule, Tolerance, solve, solve_recorded,
 };
 use proptest::prelude::*;
 
@@ -342,4 +342,60 @@ proptest! {
             prop_assert!(residual(&*f, &found.z).unwrap() < 1e-7, "{}", name);
         }
     }
+}
+
+/// Who leaps lands where the iterates are; what stands between is not looked at.
+#[test]
+fn leaps_land_on_iterates() -> Result<()> {
+    for case in maps()? {
+        for (name, solver) in solvers() {
+            let mut item = None;
+            for n in 1..=5 {
+                item = solver.iterate(&*case.map, case.z0.clone()).nth(n - 1).transpose()?;
+                let Some(leapt) = solver.leap(&*case.map, &case.z0, n) else {
+                    assert!(name != "picard");
+                    continue;
+                };
+                assert_eq!(name, "picard");
+                let (leapt, item) = (leapt?, item.as_ref().expect("an iterate"));
+                for (a, b) in [(&leapt.z, &item.z), (&leapt.fz, &item.fz), (&leapt.next, &item.next)] {
+                    assert_eq!(values(a)?, values(b)?, "{} {n}", case.name);
+                }
+            }
+            // With a rule that looks at every iterate and one that does not.
+            let all = solve(
+                &*solver,
+                &*case.map,
+                case.z0.clone(),
+                &mut (Budget(5), Tolerance { abs: 0., rel: 0., every: 1 }),
+            )?;
+            let last = solve(&*solver, &*case.map, case.z0.clone(), &mut Budget(5))?;
+            assert_eq!((values(&all.z)?, all.iters, all.applications), (values(&last.z)?, 5, 5));
+            assert_eq!(values(&last.z)?, values(&item.expect("an iterate").next)?);
+            assert_eq!(last.applications, 5);
+        }
+    }
+    let rules: Vec<Box<dyn StopRule>> = vec![Box::new(Budget(9)), Box::new((Budget(4), Budget(6)))];
+    assert_eq!([rules.blind(0), rules.blind(2), rules.blind(3), rules.blind(8)], [3, 1, 0, 0]);
+    assert_eq!((Budget(9), Budget(9), Tolerance::default()).blind(0), 0);
+    Ok(())
+}
+
+/// A leap counts what it costs, and a shape that cannot go on is refused where it appears.
+#[test]
+fn leaps_are_counted_and_checked() -> Result<()> {
+    let z0 = Tensor::ones(3, DType::F64, &Device::Cpu)?;
+    let calls = AtomicUsize::new(0);
+    let f = |z: &Tensor| -> Result<Tensor> {
+        match calls.fetch_add(1, Ordering::Relaxed) {
+            1 => Ok(z.narrow(0, 0, 2)?),
+            _ => Ok((z * 0.5)?),
+        }
+    };
+    let error = solve(&Picard::default(), &f, z0.clone(), &mut Budget(4)).unwrap_err().to_string();
+    assert!(error.contains("[3]") && error.contains("[2]"), "{error}");
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    let found = solve(&Picard::default(), &f, z0, &mut Budget(4))?;
+    assert_eq!((found.iters, found.applications, calls.load(Ordering::Relaxed)), (4, 4, 6));
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use fpdm_core::dit::Dit;
-use fpdm_core::{ImplicitModel, Problem, Result};
+use fpdm_core::{Error, ImplicitModel, Problem, Result, Staged};
 
 /// An explicit network whose map is constant: one application solves it, and more are wasted.
 ///
@@ -20,11 +20,35 @@ impl Explicit {
 
 impl ImplicitModel for Explicit {
     fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem> {
-        let config = self.0.config();
-        let (batch, [h, w]) = (x.dim(0)?, config.input_size);
-        let z0 = Tensor::zeros((batch, config.out_channels(), h, w), x.dtype(), x.device())?;
-        let (network, x, t, y) = (self.0.clone(), x.clone(), t.clone(), y.clone());
-        let map = move |_: &Tensor| network.forward(&x, &t, &y);
-        Ok(Problem::new(Arc::new(map), z0, |z| Ok(z.clone())))
+        problem(&self.0, self.0.inputs(x, t, y)?)
     }
+
+    fn staged(&self) -> Option<Arc<dyn Staged>> {
+        Some(Arc::new(Self(self.0.clone())))
+    }
+}
+
+/// Nothing is computed before the solve: a problem is made of its inputs.
+impl Staged for Explicit {
+    fn inputs(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Vec<Tensor>> {
+        self.0.inputs(x, t, y)
+    }
+
+    fn state(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(inputs.to_vec())
+    }
+
+    fn assemble(&self, state: &[Tensor]) -> Result<Problem> {
+        problem(&self.0, state.to_vec())
+    }
+}
+
+fn problem(network: &Arc<Dit>, inputs: Vec<Tensor>) -> Result<Problem> {
+    let config = network.config();
+    let Some(x) = inputs.first() else { return Err(Error::shape("`state`: x, t and perhaps y", "2 or 3 tensors", 0)) };
+    let [h, w] = config.input_size;
+    let z0 = Tensor::zeros((x.dim(0)?, config.out_channels(), h, w), x.dtype(), x.device())?;
+    let network = network.clone();
+    let map = move |_: &Tensor| network.forward_inputs(&inputs);
+    Ok(Problem::new(Arc::new(map), z0, |z| Ok(z.clone())))
 }

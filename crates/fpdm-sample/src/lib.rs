@@ -51,6 +51,7 @@ mod allocation;
 mod cost;
 mod denoiser;
 mod explicit;
+mod graphs;
 mod guidance;
 mod noise;
 mod plan;
@@ -64,6 +65,7 @@ pub use allocation::{
 pub use cost::{Account, Cost, SolveRecord, Work};
 pub use denoiser::{FixedPointDenoiser, IterationGuidance, Network, WarmStart};
 pub use explicit::Explicit;
+pub use graphs::{Graphed, Graphs};
 pub use guidance::{Guidance, Guided};
 pub use noise::{ImageNoise, Noise};
 pub use plan::{Plan, Step};

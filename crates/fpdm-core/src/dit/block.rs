@@ -34,7 +34,7 @@ pub struct Modulation {
 
 impl Modulation {
     /// Shift, scale, gate of attention, then of the MLP, from `(B, 6 D)`.
-    fn of(all: Tensor) -> Result<Self> {
+    pub(super) fn of(all: Tensor) -> Result<Self> {
         let d = all.dim(1)? / 6;
         let part = |i: usize| all.narrow(1, i * d, d);
         let (attention, mlp) = ([part(0)?, part(1)?, part(2)?], [part(3)?, part(4)?, part(5)?]);

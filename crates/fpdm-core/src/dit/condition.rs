@@ -11,12 +11,24 @@ use crate::{Error, Result};
 ///
 /// `dtype` is that of the arithmetic: f32 or f64, never narrower, or neighbouring times would be told alike.
 pub fn timestep_embedding(t: &Tensor, shift: f64, dtype: DType) -> Result<Tensor> {
+    waves(&t.to_dtype(dtype)?, &frequencies(shift, dtype, t.device())?)
+}
+
+/// Angles a unit of time, `(1, 128)`.
+fn frequencies(shift: f64, dtype: DType, device: &Device) -> Result<Tensor> {
     const HALF: usize = 128;
-    let frequencies: Vec<f64> =
-        (0..HALF).map(|i| (-(10000f64.ln()) * i as f64 / (HALF as f64 - shift)).exp()).collect();
-    let frequencies = Tensor::from_vec(frequencies, (1, HALF), &Device::Cpu)?.to_dtype(dtype)?.to_device(t.device())?;
-    let angles = t.to_dtype(dtype)?.unsqueeze(1)?.broadcast_mul(&frequencies)?; // (B, 128)
+    let all: Vec<f64> = (0..HALF).map(|i| (-(10000f64.ln()) * i as f64 / (HALF as f64 - shift)).exp()).collect();
+    Ok(Tensor::from_vec(all, (1, HALF), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+}
+
+fn waves(t: &Tensor, frequencies: &Tensor) -> Result<Tensor> {
+    let angles = t.unsqueeze(1)?.broadcast_mul(frequencies)?; // (B, 128)
     Ok(Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?)
+}
+
+/// What times are computed in, for weights of `dtype`.
+fn arithmetic(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 #[derive(Clone, Debug)]
@@ -29,7 +41,7 @@ enum LabelEmbedder {
 /// Time and label embedding.
 #[derive(Clone, Debug)]
 pub(super) struct Conditioner {
-    frequency_shift: f64,
+    frequencies: Tensor,
     /// Classes, or the length of a label vector.
     count: usize,
     dtype: DType,
@@ -40,7 +52,7 @@ pub(super) struct Conditioner {
 
 impl Conditioner {
     /// Reads `{prefix}t_embedder` and `{prefix}y_embedder`.
-    pub(super) fn read(weights: &Weights, config: &Config, prefix: &str) -> Self {
+    pub(super) fn read(weights: &Weights, config: &Config, prefix: &str) -> Result<Self> {
         let linear = |name: &str| Linear::read(weights, &format!("{prefix}{name}"));
         let (count, label) = match config.labels {
             Labels::None => (0, LabelEmbedder::None),
@@ -51,34 +63,39 @@ impl Conditioner {
         };
         let time = [linear("t_embedder.mlp.0"), linear("t_embedder.mlp.2")];
         let (dtype, device) = (time[0].w.dtype(), time[0].w.device().clone());
-        Self { frequency_shift: config.timestep_frequency_shift, count, dtype, device, time, label }
+        let frequencies = frequencies(config.timestep_frequency_shift, arithmetic(dtype), &device)?;
+        Ok(Self { frequencies, count, dtype, device, time, label })
     }
 
     /// Time and label together, `(B, D)`.
-    pub(super) fn both(&self, t: &Tensor, y: &Tensor, batch: usize) -> Result<Tensor> {
-        let c = self.time(t, batch)?;
-        match self.label(y, batch)? {
+    pub(super) fn both(&self, t: &Tensor, y: Option<&Tensor>) -> Result<Tensor> {
+        let c = self.time(t)?;
+        match self.label(y)? {
             Some(y) => Ok((c + y)?),
             None => Ok(c),
         }
     }
 
-    /// Times `(B)` of any numeric dtype to `(B, D)`.
-    pub(super) fn time(&self, t: &Tensor, batch: usize) -> Result<Tensor> {
+    /// Times `(B)` of any numeric dtype as [`Conditioner::time`] wants them.
+    pub(super) fn times(&self, t: &Tensor, batch: usize) -> Result<Tensor> {
         if t.dims() != [batch] {
             return Err(Error::shape("times `t` (B)", [batch], t.dims()));
         }
-        let arithmetic = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let t = t.to_device(&self.device)?;
-        let e = timestep_embedding(&t, self.frequency_shift, arithmetic)?.to_dtype(self.dtype)?;
+        Ok(t.to_device(&self.device)?.to_dtype(arithmetic(self.dtype))?)
+    }
+
+    /// [`Conditioner::times`] to `(B, D)`, on the device alone.
+    pub(super) fn time(&self, t: &Tensor) -> Result<Tensor> {
+        let e = waves(t, &self.frequencies)?.to_dtype(self.dtype)?;
         self.time[1].forward(&fpdm_kernels::silu(&self.time[0].forward(&e)?)?)
     }
 
-    /// Labels to `(B, D)`; `None` where the network has none.
-    pub(super) fn label(&self, y: &Tensor, batch: usize) -> Result<Option<Tensor>> {
+    /// Labels as [`Conditioner::label`] wants them: known to be in range, and on the device. `None` where the network has
+    /// none.
+    pub(super) fn labels(&self, y: &Tensor, batch: usize) -> Result<Option<Tensor>> {
         match &self.label {
             LabelEmbedder::None => Ok(None),
-            LabelEmbedder::Table(table) => {
+            LabelEmbedder::Table(_) => {
                 if y.dims() != [batch] {
                     return Err(Error::shape("labels `y` (B)", [batch], y.dims()));
                 }
@@ -96,17 +113,48 @@ impl Conditioner {
                     ));
                 }
                 let index: Vec<u32> = host.into_iter().map(|label| label as u32).collect();
-                let index = Tensor::from_vec(index, batch, &self.device)?;
-                Ok(Some(table.index_select(&index, 0)?))
+                Ok(Some(Tensor::from_vec(index, batch, &self.device)?))
             }
-            LabelEmbedder::Mlp(first, second) => {
+            LabelEmbedder::Mlp(..) => {
                 let length = self.count;
                 if y.dims() != [batch, length] {
                     return Err(Error::shape("label vectors `y` (B, L)", [batch, length], y.dims()));
                 }
-                let y = y.to_device(&self.device)?.to_dtype(self.dtype)?;
-                Ok(Some(second.forward(&fpdm_kernels::silu(&first.forward(&y)?)?)?))
+                Ok(Some(y.to_device(&self.device)?.to_dtype(self.dtype)?))
             }
+        }
+    }
+
+    /// [`Conditioner::labels`] to `(B, D)`, on the device alone; `None` where the network has none.
+    pub(super) fn label(&self, y: Option<&Tensor>) -> Result<Option<Tensor>> {
+        match (&self.label, y) {
+            (LabelEmbedder::Table(table), Some(y)) => Ok(Some(table.index_select(y, 0)?)),
+            (LabelEmbedder::Mlp(first, second), Some(y)) => {
+                Ok(Some(second.forward(&fpdm_kernels::silu(&first.forward(y)?)?)?))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// `x` `(B, C, H, W)`, `t` `(B)`, and `y`, `(B)` in u32 or `(B, L)`, where there are labels: checked, and on the device.
+pub(super) struct Inputs {
+    pub(super) x: Tensor,
+    pub(super) t: Tensor,
+    pub(super) y: Option<Tensor>,
+}
+
+impl Inputs {
+    pub(super) fn into_vec(self) -> Vec<Tensor> {
+        [self.x, self.t].into_iter().chain(self.y).collect()
+    }
+
+    /// What [`Inputs::into_vec`] made.
+    pub(super) fn from_slice(inputs: &[Tensor]) -> Result<Self> {
+        match inputs {
+            [x, t] => Ok(Self { x: x.clone(), t: t.clone(), y: None }),
+            [x, t, y] => Ok(Self { x: x.clone(), t: t.clone(), y: Some(y.clone()) }),
+            _ => Err(Error::shape("`inputs`: x, t and perhaps y", "2 or 3 tensors", inputs.len())),
         }
     }
 }

@@ -60,8 +60,8 @@ impl Embedder {
         self.patch.w.device()
     }
 
-    /// Checks `x` and turns `(B, C, H, W)` into tokens with positions, `(B, T, D)`.
-    pub(super) fn latents(&self, x: &Tensor) -> Result<Tensor> {
+    /// Refuses latents that are not `(B, C, H, W)`, or unlike the weights. The batch, where they fit.
+    pub(super) fn check(&self, x: &Tensor) -> Result<usize> {
         let (c, [height, width]) = (self.config.in_channels, self.config.input_size);
         let b = match *x.dims() {
             [b, xc, xh, xw] if b > 0 && (xc, xh, xw) == (c, height, width) => b,
@@ -83,6 +83,12 @@ impl Embedder {
                 x.device().location(),
             ));
         }
+        Ok(b)
+    }
+
+    /// Checks `x` and turns `(B, C, H, W)` into tokens with positions, `(B, T, D)`.
+    pub(super) fn latents(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, c) = (self.check(x)?, self.config.in_channels);
         let (p, (h, w)) = (self.config.patch_size, self.config.grid());
         let patches = x.reshape(&[b, c, h, p, w, p])?.permute([0, 2, 4, 1, 3, 5])?;
         let patches = patches.reshape((b, h * w, c * p * p))?.contiguous()?;

@@ -21,9 +21,13 @@ impl FinalLayer {
         }
     }
 
-    /// Shift and scale, `(B, D)` each, for `silu(c)`.
-    pub(super) fn modulate(&self, silu_c: &Tensor) -> Result<[Tensor; 2]> {
-        let m = self.modulation.forward(silu_c)?;
+    /// Shift and scale side by side, `(B, 2 D)`, for `silu(c)`.
+    pub(super) fn modulate(&self, silu_c: &Tensor) -> Result<Tensor> {
+        self.modulation.forward(silu_c)
+    }
+
+    /// Shift and scale, `(B, D)` each.
+    pub(super) fn halves(m: &Tensor) -> Result<[Tensor; 2]> {
         let d = m.dim(1)? / 2;
         Ok([m.narrow(1, 0, d)?, m.narrow(1, d, d)?])
     }

@@ -6,13 +6,13 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::block::{Block, Modulation};
-use super::condition::Conditioner;
+use super::condition::{Conditioner, Inputs};
 use super::config::{Architecture, Config};
 use super::embed::Embedder;
 use super::final_layer::FinalLayer;
 use super::linear::Linear;
 use super::parameters::Weights;
-use crate::{Detached, Error, FixedPointMap, ImplicitModel, Problem, Result};
+use crate::{Detached, Error, FixedPointMap, ImplicitModel, Problem, Result, Staged};
 
 /// Pre-layers, an implicit group of blocks, post-layers.
 ///
@@ -62,7 +62,7 @@ impl Fpdit {
         Ok(Self {
             config: config.clone(),
             embedder: Arc::new(Embedder::read(&weights, config)?),
-            conditioner: Conditioner::read(&weights, config, ""),
+            conditioner: Conditioner::read(&weights, config, "")?,
             pre: blocks("blocks_pre", config.pre_depth),
             injection: Linear::read(&weights, "block_pre_projection"),
             fc1: Linear::read(&weights, "block_fixed_point_projection_fc1"),
@@ -90,10 +90,19 @@ impl Fpdit {
 
     /// Everything before the solve, for `x` `(B, C, H, W)`, `t` `(B)` and `y` `(B)` or `(B, L)`.
     pub fn features(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Features> {
+        self.features_of(&self.checked(x, t, y)?)
+    }
+
+    fn checked(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Inputs> {
+        let batch = self.embedder.check(x)?;
+        Ok(Inputs { x: x.clone(), t: self.conditioner.times(t, batch)?, y: self.conditioner.labels(y, batch)? })
+    }
+
+    /// Everything before the solve, on the device alone.
+    fn features_of(&self, Inputs { x, t, y }: &Inputs) -> Result<Features> {
         let embed = self.embedder.latents(x)?;
-        let batch = embed.dim(0)?;
-        let cond_t = self.conditioner.time(t, batch)?;
-        let cond_y = self.conditioner.label(y, batch)?;
+        let cond_t = self.conditioner.time(t)?;
+        let cond_y = self.conditioner.label(y.as_ref())?;
         let silu_c = fpdm_kernels::silu(&self.outer_conditioning(&cond_t, cond_y.as_ref())?)?;
         let mut pre = embed.clone();
         for block in &self.pre {
@@ -115,17 +124,40 @@ impl Fpdit {
     /// The problem for `features`. The starting point is cut from the graph: pre-layers learn through the injection
     /// alone (paper, Algorithm 1).
     pub fn problem(&self, features: &Features) -> Result<Problem> {
+        self.problem_of(&self.state_of(features)?)
+    }
+
+    /// What [`Fpdit::problem_of`] wants: the start `(B, T, D)`, the injection's half of the projection `(B, T, 2 D)`,
+    /// every modulation `(B, 6 D)`, and that of the final layer `(B, 2 D)`.
+    fn state_of(&self, features: &Features) -> Result<Vec<Tensor>> {
         let Features { cond_t, cond_y, pre, injection, .. } = features;
         let c = match cond_y {
             Some(y) => (cond_t + y)?,
             None => cond_t.clone(),
         };
         let map = self.bind(injection, &c)?;
+        let silu_c = fpdm_kernels::silu(&self.outer_conditioning(cond_t, cond_y.as_ref())?)?;
+        let post: Vec<Modulation> = self.post.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
+        let last = self.final_layer.modulate(&silu_c)?;
+        let modulations = map.modulations.into_iter().chain(post).map(|m| m.all);
+        Ok([pre.detach(), map.injected].into_iter().chain(modulations).chain([last]).collect())
+    }
+
+    /// The problem that [`Fpdit::state_of`] describes.
+    fn problem_of(&self, state: &[Tensor]) -> Result<Problem> {
+        let blocks = self.group.len() + self.post.len();
+        let [z0, injected, modulations @ .., last] = state else {
+            return Err(Error::shape("`state` of a problem", blocks + 3, state.len()));
+        };
+        if modulations.len() != blocks {
+            return Err(Error::shape("`state` of a problem", blocks + 3, state.len()));
+        }
+        let all = modulations.iter().map(|all| Modulation::of(all.clone())).collect::<Result<Vec<_>>>()?;
+        let (group, post_modulations) = all.split_at(self.group.len());
+        let map = self.bound(injected.clone(), group.to_vec())?;
         // Detached weights make no graph; `Detached` sees to it that a tracked point makes none either.
         let frozen = Detached(Arc::new(map.detach()));
-        let silu_c = fpdm_kernels::silu(&self.outer_conditioning(cond_t, cond_y.as_ref())?)?;
-        let modulations: Vec<Modulation> = self.post.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
-        let last = self.final_layer.modulate(&silu_c)?;
+        let (modulations, last) = (post_modulations.to_vec(), FinalLayer::halves(last)?);
         let (post, final_layer, embedder) = (self.post.clone(), self.final_layer.clone(), self.embedder.clone());
         let readout = move |z: &Tensor| {
             let z = run_blocks(&post, &modulations, z)?;
@@ -133,8 +165,8 @@ impl Fpdit {
         };
         let map = Arc::new(map);
         let head = self.config.hidden_size / self.config.num_heads;
-        let problem = Problem::new(map.clone(), pre.detach(), readout).with_frozen(Arc::new(frozen));
-        Ok(match fpdm_kernels::vjp::supports(pre, self.config.hidden_size, head) {
+        let problem = Problem::new(map.clone(), z0.clone(), readout).with_frozen(Arc::new(frozen));
+        Ok(match fpdm_kernels::vjp::supports(z0, self.config.hidden_size, head) {
             true => problem.with_reversible(map),
             false => problem,
         })
@@ -145,11 +177,14 @@ impl Fpdit {
     pub fn bind(&self, injection: &Tensor, c: &Tensor) -> Result<ImplicitMap> {
         let d = self.config.hidden_size;
         // fc1([z, i]) = z Wzᵀ + (i Wiᵀ + b): the second term does not change during a solve.
-        let w_z = self.fc1.w.narrow(1, 0, d)?;
         let w_i = self.fc1.w.narrow(1, d, d)?;
         let injected = fpdm_kernels::linear(injection, &w_i, Some(&self.fc1.b))?;
         let silu_c = fpdm_kernels::silu(c)?;
-        let modulations = self.group.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
+        self.bound(injected, self.group.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?)
+    }
+
+    fn bound(&self, injected: Tensor, modulations: Vec<Modulation>) -> Result<ImplicitMap> {
+        let w_z = self.fc1.w.narrow(1, 0, self.config.hidden_size)?;
         let (fc1, fc2) = (self.fc1.clone(), self.fc2.clone());
         Ok(ImplicitMap { w_z, injected, fc1, fc2, blocks: self.group.clone(), modulations })
     }
@@ -173,6 +208,24 @@ fn run_blocks(blocks: &[Block], modulations: &[Modulation], z: &Tensor) -> Resul
 impl ImplicitModel for Fpdit {
     fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem> {
         self.problem(&self.features(x, t, y)?)
+    }
+
+    fn staged(&self) -> Option<Arc<dyn Staged>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl Staged for Fpdit {
+    fn inputs(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(self.checked(x, t, y)?.into_vec())
+    }
+
+    fn state(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.state_of(&self.features_of(&Inputs::from_slice(inputs)?)?)
+    }
+
+    fn assemble(&self, state: &[Tensor]) -> Result<Problem> {
+        self.problem_of(state)
     }
 }
 

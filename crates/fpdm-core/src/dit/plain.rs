@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::block::Block;
-use super::condition::Conditioner;
+use super::condition::{Conditioner, Inputs};
 use super::config::{Architecture, Config};
 use super::embed::Embedder;
 use super::final_layer::FinalLayer;
@@ -36,10 +36,10 @@ impl Dit {
             config: config.clone(),
             embedder: Embedder::read(&weights, config)?,
             conditioners: match config.block_embedders {
-                false => vec![Conditioner::read(&weights, config, "")],
-                true => {
-                    (0..config.depth).map(|i| Conditioner::read(&weights, config, &format!("blocks.{i}."))).collect()
-                }
+                false => vec![Conditioner::read(&weights, config, "")?],
+                true => (0..config.depth)
+                    .map(|i| Conditioner::read(&weights, config, &format!("blocks.{i}.")))
+                    .collect::<Result<_>>()?,
             },
             blocks: (0..config.depth).map(|i| Block::read(&weights, &format!("blocks.{i}"), config)).collect(),
             final_layer: FinalLayer::read(&weights),
@@ -54,17 +54,40 @@ impl Dit {
     /// The network's answer `(B, C, H, W)`, or `(B, 2 C, H, W)` with a learned variance, for noisy latents `x`
     /// `(B, C, H, W)`, times `t` `(B)` and labels `y`, `(B)` or `(B, L)`.
     pub fn forward(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Tensor> {
+        self.answer(&self.checked(x, t, y)?)
+    }
+
+    /// What the device reads of the arguments of [`Dit::forward`], after the checks on the host: `x`, `t`, and `y` where
+    /// the network has labels.
+    ///
+    /// # Errors
+    /// Those of [`Dit::forward`] about its arguments.
+    pub fn inputs(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(self.checked(x, t, y)?.into_vec())
+    }
+
+    /// [`Dit::forward`] of checked [`Dit::inputs`]: on the device alone.
+    pub fn forward_inputs(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        self.answer(&Inputs::from_slice(inputs)?)
+    }
+
+    fn checked(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Inputs> {
+        let (batch, first) = (self.embedder.check(x)?, &self.conditioners[0]);
+        Ok(Inputs { x: x.clone(), t: first.times(t, batch)?, y: first.labels(y, batch)? })
+    }
+
+    fn answer(&self, Inputs { x, t, y }: &Inputs) -> Result<Tensor> {
         let mut z = self.embedder.latents(x)?;
-        let batch = z.dim(0)?;
         let conditions: Vec<Tensor> = self
             .conditioners
             .iter()
-            .map(|conditioner| Ok(fpdm_kernels::silu(&conditioner.both(t, y, batch)?)?))
+            .map(|conditioner| Ok(fpdm_kernels::silu(&conditioner.both(t, y.as_ref())?)?))
             .collect::<Result<_>>()?;
         for (i, block) in self.blocks.iter().enumerate() {
             let silu_c = if conditions.len() == 1 { &conditions[0] } else { &conditions[i] };
             z = block.forward(&z, &block.modulate(silu_c)?)?;
         }
-        self.embedder.unpatchify(&self.final_layer.forward(&z, &self.final_layer.modulate(&conditions[0])?)?)
+        let last = FinalLayer::halves(&self.final_layer.modulate(&conditions[0])?)?;
+        self.embedder.unpatchify(&self.final_layer.forward(&z, &last)?)
     }
 }

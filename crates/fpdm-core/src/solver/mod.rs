@@ -38,6 +38,15 @@ pub type Iterates<'a> = Box<dyn Iterator<Item = Result<Iterate>> + 'a>;
 pub trait Solver: Send + Sync {
     /// Lazily iterates `f` from `z0`.
     fn iterate<'a>(&'a self, f: &'a dyn FixedPointMap, z0: Tensor) -> Iterates<'a>;
+
+    /// The `n`-th iterate from `z`, 1 or more, by `n` applications whose results nobody looks at: what item `n` of
+    /// [`Solver::iterate`] is. `None`, the default, for a solver that has to look itself.
+    ///
+    /// For solvers without memory alone: [`solve`](crate::solve) goes on from the iterate that comes back as if it
+    /// started there. A solver leaps always or never.
+    fn leap(&self, _f: &dyn FixedPointMap, _z: &Tensor, _n: usize) -> Option<Result<Iterate>> {
+        None
+    }
 }
 
 /// A solver's iterates from its update rule `z_{n+1} = rule(z_n, f(z_n))`, which keeps the law of [`Solver`].

@@ -1,7 +1,7 @@
 use candle_core::Tensor;
 
 use super::{Iterates, Solver, iterates, refuse};
-use crate::{Error, FixedPointMap, Result};
+use crate::{Error, FixedPointMap, Iterate, Result};
 
 /// Fixed point iteration, `z_{n+1} = (1 − damp)·f(z_n) + damp·z_n`.
 ///
@@ -57,5 +57,10 @@ impl Solver for Picard {
             0. => Ok(fz.clone()),
             damp => Ok(((fz * (1. - damp))? + (z * damp)?)?),
         })
+    }
+
+    fn leap(&self, f: &dyn FixedPointMap, z: &Tensor, n: usize) -> Option<Result<Iterate>> {
+        let plain = self.damp == 0.;
+        plain.then(|| f.repeat(z, n).map(|(z, fz)| Iterate { z, next: fz.clone(), fz }))
     }
 }

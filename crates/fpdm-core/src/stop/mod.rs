@@ -31,6 +31,14 @@ pub trait StopRule {
     fn limit(&self) -> Option<usize> {
         None
     }
+
+    /// How many iterates after number `iter` it need not be asked about: it would neither stop there nor look.
+    ///
+    /// A solver without memory then does them at once ([`Solver::leap`](crate::Solver::leap)). 0, the default, is every
+    /// iterate.
+    fn blind(&self, _iter: usize) -> usize {
+        0
+    }
 }
 
 /// Stops after so many applications, without looking at them.
@@ -61,6 +69,10 @@ impl StopRule for Budget {
     fn limit(&self) -> Option<usize> {
         Some(self.0)
     }
+
+    fn blind(&self, iter: usize) -> usize {
+        self.0.saturating_sub(iter + 1)
+    }
 }
 
 impl<R: StopRule + ?Sized> StopRule for Box<R> {
@@ -71,6 +83,10 @@ impl<R: StopRule + ?Sized> StopRule for Box<R> {
     fn limit(&self) -> Option<usize> {
         (**self).limit()
     }
+
+    fn blind(&self, iter: usize) -> usize {
+        (**self).blind(iter)
+    }
 }
 
 impl<R: StopRule> StopRule for Vec<R> {
@@ -80,6 +96,10 @@ impl<R: StopRule> StopRule for Vec<R> {
 
     fn limit(&self) -> Option<usize> {
         self.iter().filter_map(StopRule::limit).min()
+    }
+
+    fn blind(&self, iter: usize) -> usize {
+        self.iter().map(|rule| rule.blind(iter)).min().unwrap_or(0)
     }
 }
 
@@ -93,6 +113,10 @@ impl<A: StopRule, B: StopRule> StopRule for (A, B) {
 
     fn limit(&self) -> Option<usize> {
         self.0.limit().into_iter().chain(self.1.limit()).min()
+    }
+
+    fn blind(&self, iter: usize) -> usize {
+        self.0.blind(iter).min(self.1.blind(iter))
     }
 }
 
@@ -110,6 +134,10 @@ impl<A: StopRule, B: StopRule, C: StopRule> StopRule for (A, B, C) {
 
     fn limit(&self) -> Option<usize> {
         [self.0.limit(), self.1.limit(), self.2.limit()].into_iter().flatten().min()
+    }
+
+    fn blind(&self, iter: usize) -> usize {
+        self.0.blind(iter).min(self.1.blind(iter)).min(self.2.blind(iter))
     }
 }
 

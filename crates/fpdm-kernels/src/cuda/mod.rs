@@ -34,4 +34,4 @@ pub(crate) use sums::{gate_gradients, rows as sum_rows};
 pub use adamw::{Adamw, adamw, norm};
 pub use device::{Cuda, Tf32, cuda, peak_bytes, reset_peak};
 pub use flat::{add_into, copy_from};
-pub use graph::Graph;
+pub use graph::{Graph, recordable};

@@ -55,4 +55,12 @@ impl StopRule for Watch {
     fn limit(&self) -> Option<usize> {
         Some(self.limit)
     }
+
+    fn blind(&self, iter: usize) -> usize {
+        if self.threshold.is_some() {
+            return 0;
+        }
+        let kept = self.keep.filter(|keep| (iter + 1..self.limit).contains(keep));
+        kept.unwrap_or(self.limit).saturating_sub(iter + 1)
+    }
 }
