@@ -23,7 +23,7 @@ impl Model {
             let (name, folder) = named(text);
             let place =
                 Place { hub: None, revision: "main".to_owned(), weights: Some(folder), codec: options.codec.clone() };
-            let opened = Opened::open(&place, &options.dtype, device.clone()).with_context(|| text.clone())?;
+            let opened = Opened::open(&place, &options.dtype, device.clone(), &options.graphs).with_context(|| text.clone())?;
             Ok(Self { name, place, opened })
         };
         options.models.iter().map(open).collect()

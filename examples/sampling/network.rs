@@ -44,7 +44,9 @@ impl Opened {
             (None, None, 4) => "madebyollin/taesd".to_owned(),
             (None, None, n) => bail!("--codec: there is none by default for {n} channels; name one"),
         };
-        let codec = fpdm_vae::open(&name, DType::F32, &device).with_context(|| format!("--codec {name}"))?;
+        // Where narrow numbers are fast, the codec has them too.
+        let within = if device.is_cpu() { DType::F32 } else { dtype };
+        let codec = fpdm_vae::open(&name, within, &device).with_context(|| format!("--codec {name}"))?;
         let opened = Self { config, diffusion, device, codec, model, dtype };
         opened.check_codec(&name)?;
         Ok(opened)
