@@ -105,9 +105,11 @@ impl<'a> Graph<'a> {
         stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(Error::wrap)?;
         let work = || f()?.iter().zip(&outputs).try_for_each(|(from, to)| Self::set(to, from));
         let recorded = catch_unwind(AssertUnwindSafe(work));
-        // The recording must end whatever happened in it.
+        // The recording must end whatever happened in it. Memory that could not be freed would keep it from ending.
+        let freed = stream.context().check_err().map_err(Error::wrap);
         let graph = stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).map_err(Error::wrap);
         recorded.unwrap_or_else(|panic| resume_unwind(panic))?;
+        freed?;
         match graph? {
             Some(graph) => Ok(Self { graph, outputs, context: stream.context().clone(), _function: Box::new(f) }),
             None => bail!("Graph::record: nothing was recorded"),

@@ -20,8 +20,8 @@ use self::recorder::{Gpu, Recorder};
 /// Whether networks are recorded on devices that can, and replayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Graphs {
-    /// Where it is likely to pay: up to 4 Mi elements of state `z` `(B, T, D)`. Beyond, copies in and out of what is
-    /// recorded cost more than launches.
+    /// Where it is likely to pay: up to 4 Mi elements of state `z` `(B, T, D)`, an estimate of where copies in and out of
+    /// what is recorded overtake launches.
     #[default]
     Auto,
     /// At every size.

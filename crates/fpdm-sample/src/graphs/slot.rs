@@ -35,6 +35,17 @@ pub(super) struct Slot {
     finish: Part,
 }
 
+/// Weights may be tracked where inputs are not, in any part.
+fn is_tracked_or_larger(staged: &dyn Staged, inputs: &[Tensor], most: usize) -> Result<bool> {
+    let state = staged.state(inputs)?;
+    let problem = staged.assemble(&state)?;
+    if problem.z0.elem_count() > most || state.iter().any(Tensor::track_op) {
+        return Ok(true);
+    }
+    let image = problem.map.apply(&problem.z0)?;
+    Ok(image.track_op() || problem.readout(&image)?.track_op())
+}
+
 impl Slot {
     /// `None` for what is better not recorded.
     pub(super) fn record(
@@ -44,13 +55,15 @@ impl Slot {
         inputs: &[Tensor],
     ) -> Result<Option<Self>> {
         let Some(device) = inputs.first().map(|input| input.device().clone()) else { return Ok(None) };
-        let plain = staged.state(inputs)?;
-        // Weights may be tracked where inputs are not.
-        if plain.iter().any(Tensor::track_op) || staged.assemble(&plain)?.z0.elem_count() > pool.most {
+        if is_tracked_or_larger(&**staged, inputs, pool.most)? {
             return Ok(None);
         }
-        drop(plain);
-        let inputs = inputs.iter().map(own).collect::<candle_core::Result<Vec<_>>>()?;
+        let place = |input: &Tensor| -> candle_core::Result<Tensor> {
+            let fixed = Tensor::zeros(input.shape(), input.dtype(), input.device())?;
+            set(&fixed, input)?;
+            Ok(fixed)
+        };
+        let inputs = inputs.iter().map(place).collect::<candle_core::Result<Vec<_>>>()?;
         let (network, read) = (staged.clone(), inputs.clone());
         let work: Work = Box::new(move || network.state(&read).map_err(CandleError::wrap));
         let begin = pool.recorder.record(&device, work)?;

@@ -347,6 +347,15 @@ fn explicit_networks_are_replayed_too() -> Result<()> {
         );
     }
     assert_eq!(graphed.replays(), 18);
+
+    let variables = weights(&config);
+    let tracked = Dit::new(&config, VarBuilder::from_varmap(&variables, DType::F32, &CPU))?;
+    let graphed = recorded(Explicit::new(tracked));
+    let [x, t, y] = inputs(&config, 2, 0)?;
+    let problem = graphed.prepare(&x, &t, &y)?;
+    let weight = variables.data().lock().unwrap()["blocks.0.mlp.fc1.weight"].clone();
+    assert!(problem.map.apply(&problem.z0)?.sum_all()?.backward()?.get(&weight).is_some());
+    assert_eq!(graphed.replays(), 0);
     Ok(())
 }
 
