@@ -77,14 +77,22 @@ pub(crate) fn run(options: &Measure) -> Result<()> {
                 }
                 continue;
             }
-            let (line, samples) = sample(options, cell.model, settings, inline.then_some(&extractor))?;
-            let line = Line { tables, ..line };
-            measured += 1;
-            add(Job { line, samples, place: format!("{}/{}", i + 1, jobs.len()) })?;
+            let place = format!("{}/{}", i + 1, jobs.len());
+            match sample(options, cell.model, settings, inline.then_some(&extractor)) {
+                Ok((line, samples)) => {
+                    measured += 1;
+                    add(Job { line: Line { tables, ..line }, samples, place })?;
+                }
+                // A model that is no good under one setting has others.
+                Err(error) if score::is_no_number(&error) => {
+                    eprintln!("{place} {}: no line: {error:#}", cell.model.name)
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     })?;
-    println!("{measured} of {} lines are new in {}", jobs.len(), options.out.display());
+    println!("{measured} of {} settings are new in {}", jobs.len(), options.out.display());
     Ok(())
 }
 
