@@ -67,8 +67,8 @@ pub(crate) fn run(options: &Measure) -> Result<()> {
         for (i, (cell, seed)) in jobs.iter().enumerate() {
             let settings = Settings { seed: *seed, ..cell.settings.clone() };
             let mut tables = cell.tables.clone();
-            let known: Vec<&Line> =
-                there.iter().filter(|line| line.is(&cell.model.name, &settings, options.num)).collect();
+            let same = |line: &&Line| line.is(&cell.model.name, &settings, options.num, &options.codec_dtype);
+            let known: Vec<&Line> = there.iter().filter(same).collect();
             tables.retain(|table| !known.iter().any(|line| line.tables.contains(table)));
             if let Some(&line) = known.first() {
                 // Measured for another table.
@@ -179,9 +179,7 @@ fn sample(
         let begun = Instant::now();
         let z = settings.latents().undo(&z)?;
         for start in (0..batch).step_by(options.decode_batch) {
-            let pixels = opened.codec.decode(&z.narrow(0, start, options.decode_batch.min(batch - start))?)?;
-            // Cut to the range that a file could hold.
-            let pixels = pixels.to_dtype(DType::F32)?.clamp(-1f32, 1f32)?;
+            let pixels = model.decode(&z.narrow(0, start, options.decode_batch.min(batch - start))?)?;
             parts.push(match extractor {
                 Some(extractor) => extractor.network.features(&pixels)?.to_device(&Device::Cpu)?,
                 None => pixels.to_device(&Device::Cpu)?,
@@ -198,6 +196,7 @@ fn sample(
         model: model.name.clone(),
         tables: Vec::new(),
         num: options.num,
+        codec_dtype: options.codec_dtype.clone(),
         parameters: opened.config.parameter_count(),
         applications: mean(&|cost| cost.applications as f64),
         block_passes: mean(&|cost| cost.block_passes as f64),

@@ -59,6 +59,9 @@ pub(crate) struct Measure {
     /// f32, f16 or bf16 for the models' weights
     #[arg(long, default_value = "f32")]
     pub(crate) dtype: String,
+    /// f32, f16 or bf16 for the codec's weights
+    #[arg(long, default_value = "f32")]
+    pub(crate) codec_dtype: String,
     /// EfficientNet-Lite0's weights: a file, a folder or a Hub repository
     #[arg(long, default_value = "timm/tf_efficientnet_lite0.in1k")]
     pub(crate) weights: String,
