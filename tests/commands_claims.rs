@@ -150,6 +150,15 @@ fn many_settings_are_measured_in_one_process() -> Result<()> {
     assert!(String::from_utf8_lossy(&said.stderr).contains("a: no line: "), "{said:?}");
     assert_eq!(lines(&out)?.len(), 11);
 
+    // The tables that come with the command fit: what is missing is said after that.
+    let missing = ["--reference", &first, "--held-out", "nowhere", "--weights", text(&weights), "--out", text(&out)];
+    for (models, settings) in
+        [(&[&*fpdm, &*dit][..], "budgets,equal,iterations,reuse,allocation,plain"), (&[&*fpdm], "guidance")]
+    {
+        let error = fails("claims", &[&["measure"], models, &missing, &["--settings", settings]].concat())?;
+        assert!(error.contains("nowhere: there is no such file"), "{settings}: {error}");
+    }
+
     // Before any work.
     for (settings, message) in [
         ("none", "neither a file nor one of budgets"),

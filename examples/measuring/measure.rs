@@ -47,9 +47,10 @@ pub(crate) fn run(options: &Measure) -> Result<()> {
     let extractor =
         Extractor::open(Features::EfficientNetLite0, weights, options.cache.clone(), options.decode_batch, &beside)?;
     let how = Reading { codec: options.codec.as_deref(), side: options.side, through: None };
-    let [reference, held_out] = [&options.reference, &options.held_out].map(|set| Set::open(set, how, &device));
-    let reference = FrechetTo::new(Gaussian::of(&extractor.features(&reference?)?)?);
-    let held_out = extractor.features(&held_out?)?;
+    let (reference, held_out) =
+        (Set::open(&options.reference, how, &device)?, Set::open(&options.held_out, how, &device)?);
+    let reference = FrechetTo::new(Gaussian::of(&extractor.features(&reference)?)?);
+    let held_out = extractor.features(&held_out)?;
     stop::listen()?;
 
     let mut probe = Probe { batch: options.batch.min(options.num as usize), known: Vec::new() };
