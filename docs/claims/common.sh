@@ -31,12 +31,12 @@ mkdir -p "$OUT"
 
 # example NAME FLAGS...
 example() {
-    name=$1
+    command=$1
     shift
     if [ -n "${EXAMPLES:-}" ]; then
-        "$EXAMPLES/$name" "$@"
+        "$EXAMPLES/$command" "$@"
     else
-        cargo run --quiet --release --features "${FEATURES:-cuda}" --example "$name" -- "$@"
+        cargo run --quiet --release --features "${FEATURES:-cuda}" --example "$command" -- "$@"
     fi
 }
 
@@ -56,8 +56,9 @@ objective() {
 }
 
 # train NAME LATENTS FLAGS...: one run for each seed, to $OUT/runs/NAME-SEED and $OUT/models/NAME-SEED, unless it is there.
+# Fails after the last seed if one has failed.
 train() {
-    named=$1 latents=$2
+    named=$1 latents=$2 failed=0
     shift 2
     if [ -n "${TRAIN_STEPS:-}" ]; then
         until="--steps $TRAIN_STEPS"
@@ -72,18 +73,24 @@ train() {
         example train "$latents" --out "$run" --export "$OUT/models/$named-$seed" --seed "$seed" --device "$DEVICE" \
             --dtype "$DTYPE" --size "${SIZE:-S}" --codec "$CODEC" --normalise std --batch-size "${BATCH:-256}" --lr 4e-4 \
             --betas 0.9,0.99 --warmup 500 --ema 0.999 --log-every 50 --save-every 1000000 --keep 1 \
-            $until ${TRAIN_MORE:-} "$@" || return 1
+            $until ${TRAIN_MORE:-} "$@" || { failed=1 && continue; }
         touch "$run/done"
     done
+    return $failed
 }
 
 # FPDM 1/1/1 and DiT 12 of one width, told the time everywhere.
 fpdm() { train "$@" --architecture fpdm --condition-pre-post; }
 dit() { train "$@" --architecture dit; }
 
-# models NAME and runs NAME: NAME=FOLDER for each seed.
-models() { for seed in $SEEDS; do echo "$1=$OUT/models/$1-$seed"; done; }
-runs() { for seed in $SEEDS; do echo "$1=$OUT/runs/$1-$seed"; done; }
+# models NAME [TRAINED_AS] and runs: NAME=FOLDER for each seed.
+models() { finished models "$@"; }
+runs() { finished runs "$@"; }
+finished() {
+    for seed in $SEEDS; do
+        if [ -e "$OUT/runs/${3:-$2}-$seed/done" ]; then echo "$2=$OUT/$1/${3:-$2}-$seed"; fi
+    done
+}
 
 # measure RESULTS SETTINGS REFERENCE HELD_OUT MODEL...: what RESULTS has already is not measured again.
 measure() {

@@ -18,6 +18,8 @@ pub(crate) struct Line {
     pub(crate) settings: Settings,
     /// Samples.
     pub(crate) num: u64,
+    /// What the codec's weights were.
+    pub(crate) codec_dtype: String,
     pub(crate) parameters: usize,
     /// For one sample, as all that follow up to `seconds`.
     pub(crate) applications: f64,
@@ -45,9 +47,9 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Whether this is that setting of that model.
-    pub(crate) fn is(&self, model: &str, settings: &Settings, num: u64) -> bool {
-        self.model == model && &self.settings == settings && self.num == num
+    /// Whether this is that setting of that model, so many samples through such a codec.
+    pub(crate) fn is(&self, model: &str, settings: &Settings, num: u64, codec_dtype: &str) -> bool {
+        self.model == model && &self.settings == settings && self.num == num && self.codec_dtype == codec_dtype
     }
 
     /// All lines of a file; none if there is no file. A last line that an interruption has cut is left out.

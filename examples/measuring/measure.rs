@@ -47,9 +47,10 @@ pub(crate) fn run(options: &Measure) -> Result<()> {
     let extractor =
         Extractor::open(Features::EfficientNetLite0, weights, options.cache.clone(), options.decode_batch, &beside)?;
     let how = Reading { codec: options.codec.as_deref(), side: options.side, through: None };
-    let [reference, held_out] = [&options.reference, &options.held_out].map(|set| Set::open(set, how, &device));
-    let reference = FrechetTo::new(Gaussian::of(&extractor.features(&reference?)?)?);
-    let held_out = extractor.features(&held_out?)?;
+    let (reference, held_out) =
+        (Set::open(&options.reference, how, &device)?, Set::open(&options.held_out, how, &device)?);
+    let reference = FrechetTo::new(Gaussian::of(&extractor.features(&reference)?)?);
+    let held_out = extractor.features(&held_out)?;
     stop::listen()?;
 
     let mut probe = Probe { batch: options.batch.min(options.num as usize), known: Vec::new() };
@@ -67,8 +68,8 @@ pub(crate) fn run(options: &Measure) -> Result<()> {
         for (i, (cell, seed)) in jobs.iter().enumerate() {
             let settings = Settings { seed: *seed, ..cell.settings.clone() };
             let mut tables = cell.tables.clone();
-            let known: Vec<&Line> =
-                there.iter().filter(|line| line.is(&cell.model.name, &settings, options.num)).collect();
+            let same = |line: &&Line| line.is(&cell.model.name, &settings, options.num, &options.codec_dtype);
+            let known: Vec<&Line> = there.iter().filter(same).collect();
             tables.retain(|table| !known.iter().any(|line| line.tables.contains(table)));
             if let Some(&line) = known.first() {
                 // Measured for another table.
@@ -77,14 +78,22 @@ pub(crate) fn run(options: &Measure) -> Result<()> {
                 }
                 continue;
             }
-            let (line, samples) = sample(options, cell.model, settings, inline.then_some(&extractor))?;
-            let line = Line { tables, ..line };
-            measured += 1;
-            add(Job { line, samples, place: format!("{}/{}", i + 1, jobs.len()) })?;
+            let place = format!("{}/{}", i + 1, jobs.len());
+            match sample(options, cell.model, settings, inline.then_some(&extractor)) {
+                Ok((line, samples)) => {
+                    measured += 1;
+                    add(Job { line: Line { tables, ..line }, samples, place })?;
+                }
+                // A model that is no good under one setting has others.
+                Err(error) if score::is_no_number(&error) => {
+                    eprintln!("{place} {}: no line: {error:#}", cell.model.name)
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     })?;
-    println!("{measured} of {} lines are new in {}", jobs.len(), options.out.display());
+    println!("{measured} of {} settings are new in {}", jobs.len(), options.out.display());
     Ok(())
 }
 
@@ -171,9 +180,7 @@ fn sample(
         let begun = Instant::now();
         let z = settings.latents().undo(&z)?;
         for start in (0..batch).step_by(options.decode_batch) {
-            let pixels = opened.codec.decode(&z.narrow(0, start, options.decode_batch.min(batch - start))?)?;
-            // Cut to the range that a file could hold.
-            let pixels = pixels.to_dtype(DType::F32)?.clamp(-1f32, 1f32)?;
+            let pixels = model.decode(&z.narrow(0, start, options.decode_batch.min(batch - start))?)?;
             parts.push(match extractor {
                 Some(extractor) => extractor.network.features(&pixels)?.to_device(&Device::Cpu)?,
                 None => pixels.to_device(&Device::Cpu)?,
@@ -190,6 +197,7 @@ fn sample(
         model: model.name.clone(),
         tables: Vec::new(),
         num: options.num,
+        codec_dtype: options.codec_dtype.clone(),
         parameters: opened.config.parameter_count(),
         applications: mean(&|cost| cost.applications as f64),
         block_passes: mean(&|cost| cost.block_passes as f64),

@@ -62,6 +62,9 @@ pub(crate) struct Measure {
     /// Whether networks are recorded on a GPU and replayed: auto, on or off
     #[arg(long, default_value = "auto")]
     pub(crate) graphs: String,
+    /// f32, f16 or bf16 for the codec's weights
+    #[arg(long, default_value = "f32")]
+    pub(crate) codec_dtype: String,
     /// EfficientNet-Lite0's weights: a file, a folder or a Hub repository
     #[arg(long, default_value = "timm/tf_efficientnet_lite0.in1k")]
     pub(crate) weights: String,

@@ -42,6 +42,17 @@ pub(crate) struct Job {
 
 impl Scorer<'_> {
     fn score(&self, job: Job) -> Result<()> {
+        let told = format!("{} {}", job.place, job.line.model);
+        match self.write(job) {
+            Err(error) if is_no_number(&error) => {
+                eprintln!("{told}: no line: {error:#}");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn write(&self, job: Job) -> Result<()> {
         let Job { mut line, samples, place } = job;
         let features = match samples {
             Samples::Features(parts) => parts,
@@ -69,6 +80,11 @@ impl Scorer<'_> {
         );
         line.append(self.out)
     }
+}
+
+/// Whether samples have come to nothing: their solves or pixels are no numbers.
+pub(crate) fn is_no_number(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(fpdm_core::Error::NonFinite { .. }))
 }
 
 /// Runs `sample` beside threads that score what it hands over; it waits where too much is waiting. A sampler that asks

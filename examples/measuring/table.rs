@@ -8,7 +8,7 @@ use super::markdown;
 use super::options::{By, Table};
 
 /// What may tell two rows apart; a column is shown where it does.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "sampler",
     "spacing",
     "steps",
@@ -24,6 +24,7 @@ const KEYS: [&str; 15] = [
     "iteration_guidance_early",
     "dtype",
     "num",
+    "codec_dtype",
 ];
 
 /// All seeds of one setting of one model.
@@ -51,7 +52,11 @@ pub(crate) fn print(options: &Table) -> Result<()> {
         let asked = |line: &Line| options.settings.as_ref().is_none_or(|table| line.tables.contains(table));
         for line in Line::read(file)?.into_iter().filter(asked) {
             let settings = serde_json::to_value(&line.settings)?;
-            let of = |key: &&str| if *key == "num" { line.num.into() } else { settings[*key].clone() };
+            let of = |key: &&str| match *key {
+                "num" => line.num.into(),
+                "codec_dtype" => line.codec_dtype.as_str().into(),
+                key => settings[key].clone(),
+            };
             let told: Vec<Value> = KEYS.iter().map(of).collect();
             match rows.iter_mut().find(|row| row.model == line.model && row.told == told) {
                 // Written once more for another table.
