@@ -51,7 +51,10 @@ fn main() -> Result<()> {
     let vectors = label_file.as_deref().map(vectors::read).transpose()?;
     pictures::run::run(&options, 4, &|opened, image, settings| {
         let count = match (opened.config.labels, &vectors) {
-            (Labels::None, _) => bail!("these weights have no labels; use the example sample_ffhq"),
+            (Labels::None, _) => bail!(
+                "these weights have no labels; name others with --hub org/name or --weights, a folder with config.json \
+                 and model.safetensors or a weight file, or use the example sample_ffhq"
+            ),
             (Labels::Vector(_), Some(rows)) => {
                 let row = rows[(image % rows.len() as u64) as usize].clone();
                 return Ok(Named { label: Some(Label::Vector(row)), name: None });

@@ -1,11 +1,12 @@
 //! Draws faces: the main command.
 //!
 //! ```sh
+//! cargo run --release --example sample_ffhq
 //! cargo run --release --example sample_ffhq -- --weights path/to/model.safetensors --num 16 --budget 280
 //! ```
 //!
-//! Writes one PNG a picture, `grid.png`, and `samples.json` with every setting and cost. `docs/sampling.md` explains
-//! the flags.
+//! Without weights it takes those that it comes with, `examples/assets`. Writes one PNG a picture, `grid.png`, and
+//! `samples.json` with every setting and cost. `docs/sampling.md` explains the flags.
 
 mod device;
 mod pictures;

@@ -24,10 +24,17 @@ pub(crate) struct Place {
     /// A weight file, or a folder with config.json and one.
     #[arg(long)]
     pub(crate) weights: Option<String>,
-    /// pixels, or a latent codec: a Hub repository, a folder or a file. [default: diffusion.json's, else pixels for 3
-    /// channels and madebyollin/taesd for 4]
+    /// pixels, or a latent codec: a Hub repository, a folder or a file. [default: the one that comes with the command if
+    /// its weights do, else diffusion.json's, else pixels for 3 channels and madebyollin/taesd for 4]
     #[arg(long)]
     pub(crate) codec: Option<String>,
+}
+
+impl Place {
+    /// Whether the weights are those that come with the command.
+    pub(crate) fn is_default(&self) -> bool {
+        self.hub.is_none() && self.weights.is_none()
+    }
 }
 
 /// What a picture depends on besides its number and label.

@@ -10,8 +10,8 @@ use fpdm_sample::{Explicit, Graphed, Graphs, Network, Work};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use super::choice;
 use super::flags::Place;
+use super::{choice, embedded};
 
 /// A network, its codec, and where they are.
 pub(crate) struct Opened {
@@ -39,6 +39,7 @@ impl Opened {
         let trained_with = diffusion.as_ref().and_then(|d| d.codec.as_ref());
         let name = match (&place.codec, trained_with, config.in_channels) {
             (Some(codec), ..) => codec.clone(),
+            (None, ..) if place.is_default() => embedded::ORIGIN.to_owned(),
             (None, Some(codec), _) => codec.id.clone(),
             (None, None, 3) => "pixels".to_owned(),
             (None, None, 4) => "madebyollin/taesd".to_owned(),
@@ -46,7 +47,10 @@ impl Opened {
         };
         // Where narrow numbers are fast, the codec has them too.
         let within = if device.is_cpu() { DType::F32 } else { dtype };
-        let codec = fpdm_vae::open(&name, within, &device).with_context(|| format!("--codec {name}"))?;
+        let codec = match place.codec.is_none() && place.is_default() {
+            true => embedded::codec(within, &device)?,
+            false => fpdm_vae::open(&name, within, &device).with_context(|| format!("--codec {name}"))?,
+        };
         let opened = Self { config, diffusion, device, codec, model, dtype };
         opened.check_codec(&name)?;
         Ok(opened)
@@ -138,10 +142,7 @@ fn weights(place: &Place) -> Result<Pretrained> {
             Source::parse(&format!("{hub}@{}", place.revision))?
         }
         (None, Some(path)) => Source::parse(path)?,
-        (None, None) => bail!(
-            "there are no default weights yet; name some with --hub org/name, or with --weights, a folder with \
-             config.json and model.safetensors or a weight file"
-        ),
+        (None, None) => return embedded::weights(),
     };
     let client = match source {
         // Needs no cache, so no home directory either.
