@@ -127,7 +127,7 @@ impl Iterate {
     ///
     /// # Cost
     ///
-    /// Two reductions, in f32 or f64, and one synchronisation with the device.
+    /// One reduction, in f32 or f64, and one synchronisation with the device.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -149,10 +149,9 @@ impl Iterate {
     ///
     /// # Cost
     ///
-    /// Two reductions. Nothing waits for the device, so that a training loop can look at many steps at once.
+    /// One reduction. Nothing waits for the device, so that a training loop can look at many steps at once.
     pub fn squares(&self) -> Result<Tensor> {
-        let (z, fz) = (samples(&self.z.detach())?, samples(&self.fz.detach())?);
-        Ok(Tensor::cat(&[(&fz - z)?.sqr()?.sum(1)?, fz.sqr()?.sum(1)?], 0)?)
+        Ok(fpdm_kernels::residual_squares(&rows(&self.z)?, &rows(&self.fz)?)?)
     }
 
     /// The worst sample's residual, or [`Error::NonFinite`] where a sample's is no number.
@@ -166,8 +165,12 @@ impl Iterate {
 
 /// `z` as one row a sample, `(B, D)`, in f64 if it is f64 and in f32 otherwise: sums in half precision lose everything.
 pub(crate) fn samples(z: &Tensor) -> Result<Tensor> {
-    let rows = if z.rank() < 2 { z.reshape((1, z.elem_count()))? } else { z.flatten_from(1)? };
+    let rows = rows(z)?;
     Ok(if z.dtype() == DType::F64 { rows } else { rows.to_dtype(DType::F32)? })
+}
+
+fn rows(z: &Tensor) -> Result<Tensor> {
+    Ok(if z.rank() < 2 { z.reshape((1, z.elem_count()))? } else { z.flatten_from(1)? })
 }
 
 /// All values on the host in f64. Not every device can convert to f64 itself.

@@ -18,6 +18,7 @@
 //! | [`conv2d`] | `min(relu(conv(x, w) + b + r), cap)`, with strides and upsampling |
 //! | [`depthwise_conv2d`] | the same with one kernel a channel |
 //! | [`group_moments`], [`channel_affine`] | what group normalisation is made of |
+//! | [`residual_squares`] | how far points are from their images |
 //! | [`gelu`], [`silu`], [`softmax`], [`bias`] | as their names say |
 //!
 //! Shapes: B samples, T tokens, D width, I and O the inner and outer width of a weight (O, I).
@@ -80,6 +81,7 @@ mod linear_gate_residual_norm;
 mod linear_gelu;
 mod memory;
 mod record;
+mod residual_squares;
 mod silu;
 mod softmax;
 pub mod vjp;
@@ -98,6 +100,7 @@ pub use linear_gate_residual::linear_gate_residual;
 pub use linear_gate_residual_norm::linear_gate_residual_norm;
 pub use linear_gelu::linear_gelu;
 pub use memory::keep_freed_memory;
+pub use residual_squares::residual_squares;
 pub use silu::silu;
 pub use softmax::softmax;
 
@@ -117,6 +120,7 @@ pub mod composed {
     pub use crate::linear_gate_residual::composed as linear_gate_residual;
     pub use crate::linear_gate_residual_norm::composed as linear_gate_residual_norm;
     pub use crate::linear_gelu::composed as linear_gelu;
+    pub use crate::residual_squares::composed as residual_squares;
     pub use crate::silu::composed as silu;
     pub use crate::softmax::composed as softmax;
 }

@@ -166,19 +166,28 @@ pub fn gate_residual_norm(
     }
 }
 
-/// The gradients of `norm(x) (1 + scale) + shift`: of `x`, with `plus` added, and of shift and scale side by side,
-/// (B, 2 D).
+/// The gradients of `norm(x) (1 + scale) + shift`: of `x`, with `plus` added if there is one, and of shift and scale side
+/// by side, (B, 2 D).
 ///
 /// # Errors
 /// If shapes do not fit, or there are no kernels.
-pub fn norm_gradients(x: &Tensor, scale: &Tensor, g: &Tensor, plus: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+pub fn norm_gradients(
+    x: &Tensor,
+    scale: &Tensor,
+    g: &Tensor,
+    plus: Option<&Tensor>,
+    eps: f64,
+) -> Result<(Tensor, Tensor)> {
     match route(x) {
         Route::Cpu => {
             let (dx, both) = norm::gradients(x, scale, g, eps)?;
-            Ok(((dx + plus)?, both))
+            match plus {
+                Some(plus) => Ok(((dx + plus)?, both)),
+                None => Ok((dx, both)),
+            }
         }
         #[cfg(feature = "cuda")]
-        Route::Cuda => crate::cuda::norm_gradients(x, scale, g, Some(plus), eps),
+        Route::Cuda => crate::cuda::norm_gradients(x, scale, g, plus, eps),
         _ => unsupported("vjp::norm_gradients", x),
     }
 }

@@ -136,6 +136,24 @@ fn slices_of_a_wide_matrix() -> Result<()> {
 
 /// A thousand replays with changing inputs and weights are what the same calls give one by one.
 #[test]
+fn residuals() -> Result<()> {
+    let device = device();
+    for (rows, width) in [(1, 8), (3, 17), (64, 4096), (2, 295_000), (300, 1001)] {
+        for (dtype, most) in [(DType::F32, 1e-6), (DType::BF16, 1e-6), (DType::F16, 1e-6)] {
+            let (z, f) = (normal(&[rows, width], 1, 1.)?, normal(&[rows, width], 2, 1.)?);
+            let (z, f) = (z.to_dtype(dtype)?, f.to_dtype(dtype)?);
+            let wide = |t: &Tensor| t.to_dtype(DType::F64);
+            let expected = fpdm_kernels::composed::residual_squares(&wide(&z)?, &wide(&f)?)?;
+            poison(&device, rows * width)?;
+            let got = fpdm_kernels::residual_squares(&z.to_device(&device)?, &f.to_device(&device)?)?;
+            let off = difference(&wide(&got.to_device(&Device::Cpu)?)?, &expected)?;
+            assert!(got.dtype() == DType::F32 && off < most, "{rows} {width} {dtype:?}: off by {off}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn replays_equal_calls() -> Result<()> {
     let device = device();
     let (b, t, heads, d) = (2, 33, 2, 64);

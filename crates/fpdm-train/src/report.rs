@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use fpdm_core::{Error, Iterate, Residual, Result};
+use fpdm_core::{Error, Residual, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{Estimate, peak_bytes};
@@ -55,8 +55,9 @@ pub(crate) struct Unread {
     steps: u64,
     n: usize,
     m: usize,
-    /// The last application of the last step; its residual is computed when it is asked for.
-    last: Iterate,
+    /// Of the last application of the last step, [`Iterate::squares`](fpdm_core::Iterate::squares): the points
+    /// themselves would take their memory from the next step.
+    squares: Tensor,
 }
 
 impl Unread {
@@ -66,7 +67,8 @@ impl Unread {
             Some(before) => ((before.sums + numbers)?, before.steps + 1),
             None => (numbers, 1),
         };
-        Ok(Self { sums, steps, n: estimate.n, m: estimate.m, last: estimate.last.clone() })
+        let squares = estimate.last.squares()?.to_dtype(DType::F32)?;
+        Ok(Self { sums, steps, n: estimate.n, m: estimate.m, squares })
     }
 
     /// Waits for the device and looks; `step` is the last one's number.
@@ -74,8 +76,7 @@ impl Unread {
     /// # Errors
     /// [`Error::NonFinite`] for a number that is none.
     pub(crate) fn look(self, step: u64) -> Result<Seen> {
-        let Self { sums, steps, n, m, last } = self;
-        let squares = last.squares()?.to_dtype(DType::F32)?;
+        let Self { sums, steps, n, m, squares } = self;
         let numbers = Tensor::cat(&[sums, squares], 0)?.to_vec1::<f32>()?; // one synchronisation for all
         let (sums, squares) = numbers.split_at(5);
         let means = [0, 1, 2, 3, 4].map(|i| f64::from(sums[i]) / steps as f64);

@@ -86,13 +86,31 @@ impl Embedder {
         Ok(b)
     }
 
+    /// The layer from patches to tokens; its weight is `(D, C p p)`.
+    pub(super) fn patch(&self) -> &Linear {
+        &self.patch
+    }
+
     /// Checks `x` and turns `(B, C, H, W)` into tokens with positions, `(B, T, D)`.
     pub(super) fn latents(&self, x: &Tensor) -> Result<Tensor> {
+        self.tokens(&self.patch, &self.patches(x)?)
+    }
+
+    /// Checks `x` and cuts `(B, C, H, W)` into patches, `(B, T, C p p)`.
+    pub(super) fn patches(&self, x: &Tensor) -> Result<Tensor> {
         let (b, c) = (self.check(x)?, self.config.in_channels);
         let (p, (h, w)) = (self.config.patch_size, self.config.grid());
         let patches = x.reshape(&[b, c, h, p, w, p])?.permute([0, 2, 4, 1, 3, 5])?;
-        let patches = patches.reshape((b, h * w, c * p * p))?.contiguous()?;
-        Ok(self.patch.forward(&patches)?.broadcast_add(&self.positions)?)
+        Ok(patches.reshape((b, h * w, c * p * p))?.contiguous()?)
+    }
+
+    /// Patches to tokens by `patch`, with positions.
+    pub(super) fn tokens(&self, patch: &Linear, patches: &Tensor) -> Result<Tensor> {
+        let tokens = patch.forward(patches)?;
+        // A row for each sample: the same addition as a bias, which Candle's broadcast would do in several passes, and
+        // with a gradient for positions that nobody wants.
+        let rows = tokens.reshape((tokens.dim(0)?, self.positions.elem_count()))?;
+        Ok(fpdm_kernels::bias(&rows, &self.positions.flatten_all()?)?.reshape(tokens.shape())?)
     }
 
     /// Token outputs `(B, T, p p O)` back to an image `(B, O, H, W)`.

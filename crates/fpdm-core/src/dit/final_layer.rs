@@ -9,7 +9,7 @@ use crate::Result;
 
 #[derive(Clone, Debug)]
 pub(super) struct FinalLayer {
-    linear: Linear,
+    pub(super) linear: Linear,
     modulation: Linear,
 }
 

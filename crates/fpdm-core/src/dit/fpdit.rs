@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::around::after_by_hand;
 use super::block::{Block, Modulation};
 use super::condition::{Conditioner, Inputs};
 use super::config::{Architecture, Config};
@@ -21,11 +22,11 @@ use crate::{Detached, Error, FixedPointMap, ImplicitModel, Problem, Result, Stag
 #[derive(Clone, Debug)]
 pub struct Fpdit {
     config: Config,
-    embedder: Arc<Embedder>,
+    pub(super) embedder: Arc<Embedder>,
     conditioner: Conditioner,
-    pre: Vec<Block>,
-    injection: Linear,
-    fc1: Linear,
+    pub(super) pre: Vec<Block>,
+    pub(super) injection: Linear,
+    pub(super) fc1: Linear,
     fc2: Linear,
     group: Vec<Block>,
     post: Arc<Vec<Block>>,
@@ -131,16 +132,40 @@ impl Fpdit {
     /// every modulation `(B, 6 D)`, and that of the final layer `(B, 2 D)`.
     fn state_of(&self, features: &Features) -> Result<Vec<Tensor>> {
         let Features { cond_t, cond_y, pre, injection, .. } = features;
-        let c = match cond_y {
-            Some(y) => (cond_t + y)?,
-            None => cond_t.clone(),
-        };
-        let map = self.bind(injection, &c)?;
+        let map = self.bind(injection, &both(cond_t, cond_y.as_ref())?)?;
         let silu_c = fpdm_kernels::silu(&self.outer_conditioning(cond_t, cond_y.as_ref())?)?;
-        let post: Vec<Modulation> = self.post.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?;
-        let last = self.final_layer.modulate(&silu_c)?;
-        let modulations = map.modulations.into_iter().chain(post).map(|m| m.all);
-        Ok([pre.detach(), map.injected].into_iter().chain(modulations).chain([last]).collect())
+        self.state_with([pre.detach(), map.injected], map.modulations, &silu_c)
+    }
+
+    /// The state with this start and injection and the group's modulations; `silu_c` is what the post-layers are told.
+    fn state_with(&self, first: [Tensor; 2], group: Vec<Modulation>, silu_c: &Tensor) -> Result<Vec<Tensor>> {
+        let post: Vec<Modulation> = self.post.iter().map(|b| b.modulate(silu_c)).collect::<Result<_>>()?;
+        let last = self.final_layer.modulate(silu_c)?;
+        let modulations = group.into_iter().chain(post).map(|m| m.all);
+        Ok(first.into_iter().chain(modulations).chain([last]).collect())
+    }
+
+    #[cfg(test)]
+    pub(super) fn final_layer(&self) -> &FinalLayer {
+        &self.final_layer
+    }
+
+    /// Whether layers go back as [`super::around`] writes it out.
+    fn by_hand(&self, x: &Tensor) -> bool {
+        let (width, heads) = (self.config.hidden_size, self.config.num_heads);
+        fpdm_kernels::vjp::supports(x, width, width / heads)
+    }
+
+    /// [`Fpdit::state_of`] with the layers before the solve as one node, where the weights are being trained.
+    fn trained_state(&self, Inputs { x, t, y }: &Inputs) -> Result<Vec<Tensor>> {
+        let cond_t = self.conditioner.time(t)?;
+        let cond_y = self.conditioner.label(y.as_ref())?;
+        let silu = |c: &Tensor| fpdm_kernels::silu(c);
+        let outer = silu(&self.outer_conditioning(&cond_t, cond_y.as_ref())?)?;
+        let inner = silu(&both(&cond_t, cond_y.as_ref())?)?;
+        let pre: Vec<Modulation> = self.pre.iter().map(|b| b.modulate(&outer)).collect::<Result<_>>()?;
+        let group = self.group.iter().map(|b| b.modulate(&inner)).collect::<Result<_>>()?;
+        self.state_with(self.before_by_hand(x, &pre)?, group, &outer)
     }
 
     /// The problem that [`Fpdit::state_of`] describes.
@@ -157,16 +182,20 @@ impl Fpdit {
         let map = self.bound(injected.clone(), group.to_vec())?;
         // Detached weights make no graph; `Detached` sees to it that a tracked point makes none either.
         let frozen = Detached(Arc::new(map.detach()));
-        let (modulations, last) = (post_modulations.to_vec(), FinalLayer::halves(last)?);
+        let (modulations, last) = (post_modulations.to_vec(), last.clone());
         let (post, final_layer, embedder) = (self.post.clone(), self.final_layer.clone(), self.embedder.clone());
+        let supported = self.by_hand(z0);
         let readout = move |z: &Tensor| {
-            let z = run_blocks(&post, &modulations, z)?;
-            embedder.unpatchify(&final_layer.forward(&z, &last)?)
+            let tracked = z.track_op() || last.track_op() || final_layer.linear.w.track_op();
+            let tokens = match tracked && supported {
+                true => after_by_hand(&post, &final_layer, z, &modulations, &last)?,
+                false => final_layer.forward(&run_blocks(&post, &modulations, z)?, &FinalLayer::halves(&last)?)?,
+            };
+            embedder.unpatchify(&tokens)
         };
         let map = Arc::new(map);
-        let head = self.config.hidden_size / self.config.num_heads;
         let problem = Problem::new(map.clone(), z0.clone(), readout).with_frozen(Arc::new(frozen));
-        Ok(match fpdm_kernels::vjp::supports(z0, self.config.hidden_size, head) {
+        Ok(match supported {
             true => problem.with_reversible(map),
             false => problem,
         })
@@ -175,12 +204,16 @@ impl Fpdit {
     /// The map for an injection `(B, T, D)` and a conditioning `c` `(B, D)`, with all that is constant during a solve
     /// computed here.
     pub fn bind(&self, injection: &Tensor, c: &Tensor) -> Result<ImplicitMap> {
-        let d = self.config.hidden_size;
         // fc1([z, i]) = z Wzᵀ + (i Wiᵀ + b): the second term does not change during a solve.
-        let w_i = self.fc1.w.narrow(1, d, d)?;
-        let injected = fpdm_kernels::linear(injection, &w_i, Some(&self.fc1.b))?;
+        let injected = fpdm_kernels::linear(injection, &self.w_i()?, Some(&self.fc1.b))?;
         let silu_c = fpdm_kernels::silu(c)?;
         self.bound(injected, self.group.iter().map(|b| b.modulate(&silu_c)).collect::<Result<_>>()?)
+    }
+
+    /// The injection's half of the projection.
+    pub(super) fn w_i(&self) -> Result<Tensor> {
+        let d = self.config.hidden_size;
+        Ok(self.fc1.w.narrow(1, d, d)?)
     }
 
     fn bound(&self, injected: Tensor, modulations: Vec<Modulation>) -> Result<ImplicitMap> {
@@ -197,6 +230,14 @@ impl Fpdit {
     }
 }
 
+/// What the implicit part is told.
+fn both(cond_t: &Tensor, cond_y: Option<&Tensor>) -> Result<Tensor> {
+    match cond_y {
+        Some(y) => Ok((cond_t + y)?),
+        None => Ok(cond_t.clone()),
+    }
+}
+
 fn run_blocks(blocks: &[Block], modulations: &[Modulation], z: &Tensor) -> Result<Tensor> {
     let mut z = z.clone();
     for (block, modulation) in blocks.iter().zip(modulations) {
@@ -207,7 +248,12 @@ fn run_blocks(blocks: &[Block], modulations: &[Modulation], z: &Tensor) -> Resul
 
 impl ImplicitModel for Fpdit {
     fn prepare(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Problem> {
-        self.problem(&self.features(x, t, y)?)
+        let inputs = self.checked(x, t, y)?;
+        let trained = self.injection.w.track_op() && !x.track_op() && !self.pre.is_empty();
+        match trained && self.by_hand(x) {
+            true => self.problem_of(&self.trained_state(&inputs)?),
+            false => self.problem(&self.features_of(&inputs)?),
+        }
     }
 
     fn staged(&self) -> Option<Arc<dyn Staged>> {

@@ -4,6 +4,7 @@
 //! they are. [`Config`] says what to build, [`Config::parameters`] lists every tensor of it, [`init`] makes fresh
 //! ones, [`Fpdit`] and [`Dit`] compute.
 
+mod around;
 pub mod block;
 mod condition;
 mod config;

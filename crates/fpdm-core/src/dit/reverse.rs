@@ -21,7 +21,8 @@ struct Application {
     blocks: Vec<BlockKept>,
 }
 
-struct BlockKept {
+/// What a block keeps of a pass.
+pub(super) struct BlockKept {
     x: Tensor,
     qkv: Tensor,
     attention: Attention,
@@ -30,19 +31,29 @@ struct BlockKept {
     mlp_branch: Tensor,
 }
 
-struct LinearSum {
+/// Sums of the gradients of an affine layer.
+pub(super) struct LinearSum {
     w: WeightSum,
     b: WeightSum,
 }
 
 impl LinearSum {
-    fn new(linear: &Linear) -> Result<Self> {
-        Ok(Self { w: WeightSum::new(&linear.w)?, b: WeightSum::new(&linear.b)? })
+    pub(super) fn new(linear: &Linear) -> Result<Self> {
+        Self::of(&linear.w, &linear.b)
     }
 
-    fn add(&mut self, g: &Tensor, x: &Tensor) -> Result<()> {
+    pub(super) fn of(w: &Tensor, b: &Tensor) -> Result<Self> {
+        Ok(Self { w: WeightSum::new(w)?, b: WeightSum::new(b)? })
+    }
+
+    pub(super) fn add(&mut self, g: &Tensor, x: &Tensor) -> Result<()> {
         self.w.add_product(g, x, 0)?;
         Ok(self.b.add_rows(g)?)
+    }
+
+    /// The sums of weight and bias.
+    pub(super) fn into_inner(self) -> [Tensor; 2] {
+        [self.w.into_inner(), self.b.into_inner()]
     }
 
     fn insert(self, linear: &Linear, store: &mut GradStore) -> Result<()> {
@@ -53,7 +64,7 @@ impl LinearSum {
 }
 
 /// Sums over applications of the gradients of a block's weights and of what conditions it.
-struct BlockSums {
+pub(super) struct BlockSums {
     qkv: LinearSum,
     proj: LinearSum,
     fc1: LinearSum,
@@ -63,7 +74,7 @@ struct BlockSums {
 }
 
 impl BlockSums {
-    fn new(block: &Block) -> Result<Self> {
+    pub(super) fn new(block: &Block) -> Result<Self> {
         Ok(Self {
             qkv: LinearSum::new(&block.qkv)?,
             proj: LinearSum::new(&block.proj)?,
@@ -71,6 +82,14 @@ impl BlockSums {
             fc2: LinearSum::new(&block.fc2)?,
             modulation: [None, None, None, None],
         })
+    }
+
+    /// The gradients of the weights in the order of [`Block::weights`], and that of [`Modulation::all`], in f32 or more.
+    pub(super) fn into_inner(self) -> Result<(Vec<Tensor>, Tensor)> {
+        let Self { qkv, proj, fc1, fc2, modulation } = self;
+        let parts = modulation.into_iter().flatten().collect::<Vec<_>>();
+        let weights = [qkv, proj, fc1, fc2].into_iter().flat_map(LinearSum::into_inner).collect();
+        Ok((weights, Tensor::cat(&parts, 1)?))
     }
 
     fn add_modulation(&mut self, index: usize, gradient: &Tensor) -> Result<()> {
@@ -86,7 +105,7 @@ fn at_least_f32(t: &Tensor) -> DType {
 
 impl Block {
     /// [`Block::forward`] without a graph; `self` and `m` must be detached.
-    fn record(&self, x: &Tensor, m: &Modulation) -> Result<(Tensor, BlockKept)> {
+    pub(super) fn record(&self, x: &Tensor, m: &Modulation) -> Result<(Tensor, BlockKept)> {
         let [shift, scale, gate] = &m.attention;
         let h = fpdm_kernels::layer_norm_modulate(x, shift, scale, NORM_EPS)?;
         let qkv = self.qkv.forward(&h)?;
@@ -105,49 +124,63 @@ impl Block {
     pub(super) fn forward_by_hand(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
         let (plain, modulation) = (self.detach(), m.detach());
         let (out, kept) = plain.record(&x.detach().contiguous()?, &modulation)?;
-        let linears = [&self.qkv, &self.proj, &self.fc1, &self.fc2];
-        let weights: Vec<&Tensor> = linears.iter().flat_map(|l| [&l.w, &l.b]).collect();
         let backward = move |g: &Tensor| -> candle_core::Result<([Tensor; 2], Vec<Tensor>)> {
             let pulled = || -> Result<([Tensor; 2], Vec<Tensor>)> {
                 let mut sums = BlockSums::new(&plain)?;
                 let dx = plain.pull(&kept, &modulation, &g.contiguous()?, &mut sums)?;
-                let BlockSums { qkv, proj, fc1, fc2, modulation: parts } = sums;
-                // In the order of the modulation: shift and scale, gate; of attention, then of the MLP.
-                let parts = parts.into_iter().flatten().collect::<Vec<_>>();
-                let dm = Tensor::cat(&parts, 1)?.to_dtype(dx.dtype())?;
-                let sums = [qkv, proj, fc1, fc2].into_iter().flat_map(|l| [l.w, l.b]);
-                let weights = sums.map(|s| Ok(s.into_inner().to_dtype(dx.dtype())?)).collect::<Result<_>>()?;
+                let (weights, dm) = sums.into_inner()?;
+                let dm = dm.to_dtype(dx.dtype())?;
+                let weights = weights.iter().map(|w| Ok(w.to_dtype(dx.dtype())?)).collect::<Result<_>>()?;
                 Ok(([dx, dm], weights))
             };
             pulled().map_err(candle_core::Error::wrap)
         };
-        Ok(vjp::opaque([x, &m.all], &weights, &out, backward)?)
+        Ok(vjp::opaque([x, &m.all], &self.weights(), &out, backward)?)
+    }
+
+    /// Its weights: weight and bias of each layer in turn.
+    pub(super) fn weights(&self) -> Vec<&Tensor> {
+        [&self.qkv, &self.proj, &self.fc1, &self.fc2].into_iter().flat_map(|l| [&l.w, &l.b]).collect()
     }
 
     /// From the gradient of the output to that of the input.
-    fn pull(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
+    ///
+    /// What is not needed any more is let go by name: a shadowed tensor would live to the end, and this is where most
+    /// memory is in use.
+    pub(super) fn pull(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
+        let g = self.pull_mlp(kept, m, g, sums)?;
+        let [shift, scale, gate] = &m.attention;
+        let (dgate, dbranch) = vjp::gate_gradients(&g, gate, &kept.attention_branch)?;
+        sums.add_modulation(1, &dgate)?;
+        sums.proj.add(&dbranch, kept.attention.out())?;
+        let dout = vjp::input_gradient(&dbranch, &self.proj.w)?;
+        drop(dbranch);
+        let dqkv = vjp::attention_gradient(&kept.qkv, self.heads, &kept.attention, &dout)?;
+        drop(dout);
+        sums.qkv.add(&dqkv, &fpdm_kernels::layer_norm_modulate(&kept.x, shift, scale, NORM_EPS)?)?;
+        let dh = vjp::input_gradient(&dqkv, &self.qkv.w)?;
+        drop(dqkv);
+        let (g, both) = vjp::norm_gradients(&kept.x, scale, &dh, Some(&g), NORM_EPS)?;
+        sums.add_modulation(0, &both)?;
+        Ok(g)
+    }
+
+    /// From the gradient of the output to that between attention and MLP.
+    fn pull_mlp(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
         let [shift, scale, gate] = &m.mlp;
         let (dgate, dbranch) = vjp::gate_gradients(g, gate, &kept.mlp_branch)?;
         sums.add_modulation(3, &dgate)?;
         sums.fc2.add(&dbranch, &fpdm_kernels::gelu(&kept.argument)?)?;
-        let dh = vjp::input_gradient_gelu(&dbranch, &self.fc2.w, &kept.argument)?;
-        let [first_shift, first_scale, first_gate] = &m.attention;
-        let parts = (&kept.x, first_gate, &kept.attention_branch);
+        let dargument = vjp::input_gradient_gelu(&dbranch, &self.fc2.w, &kept.argument)?;
+        drop(dbranch);
+        let parts = (&kept.x, &m.attention[2], &kept.attention_branch);
         let (sum, h) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
-        sums.fc1.add(&dh, &h)?;
-        let dh = vjp::input_gradient(&dh, &self.fc1.w)?;
-        let (g, both) = vjp::norm_gradients(&sum, scale, &dh, g, self.mlp_norm_eps)?;
+        sums.fc1.add(&dargument, &h)?;
+        drop(h);
+        let dh = vjp::input_gradient(&dargument, &self.fc1.w)?;
+        drop(dargument);
+        let (g, both) = vjp::norm_gradients(&sum, scale, &dh, Some(g), self.mlp_norm_eps)?;
         sums.add_modulation(2, &both)?;
-
-        let (dgate, dbranch) = vjp::gate_gradients(&g, first_gate, &kept.attention_branch)?;
-        sums.add_modulation(1, &dgate)?;
-        sums.proj.add(&dbranch, kept.attention.out())?;
-        let dh = vjp::input_gradient(&dbranch, &self.proj.w)?;
-        let dqkv = vjp::attention_gradient(&kept.qkv, self.heads, &kept.attention, &dh)?;
-        sums.qkv.add(&dqkv, &fpdm_kernels::layer_norm_modulate(&kept.x, first_shift, first_scale, NORM_EPS)?)?;
-        let dh = vjp::input_gradient(&dqkv, &self.qkv.w)?;
-        let (g, both) = vjp::norm_gradients(&kept.x, first_scale, &dh, &g, NORM_EPS)?;
-        sums.add_modulation(0, &both)?;
         Ok(g)
     }
 }
@@ -207,6 +240,7 @@ impl Reverse for Way<'_> {
         }
         self.fc2.add(&g, &fpdm_kernels::gelu(&kept.argument)?)?;
         let dh = vjp::input_gradient_gelu(&g, &self.plain.fc2.w, &kept.argument)?;
+        drop(g);
         self.fc1.add_product(&dh, &kept.z, 0)?;
         let g = vjp::input_gradient(&dh, &self.plain.w_z)?;
         self.injected = vjp::add(self.injected.take(), dh)?;
@@ -222,14 +256,11 @@ impl Reverse for Way<'_> {
         store.insert(&map.fc1.w, fc1.into_inner());
         fc2.insert(&map.fc2, &mut store)?;
         for ((block, m), sums) in map.blocks.iter().zip(&map.modulations).zip(blocks) {
-            let BlockSums { qkv, proj, fc1, fc2, modulation: [first, first_gate, second, second_gate] } = sums;
-            for (linear, sum) in [(&block.qkv, qkv), (&block.proj, proj), (&block.fc1, fc1), (&block.fc2, fc2)] {
-                sum.insert(linear, &mut store)?;
+            let (sums, dm) = sums.into_inner()?;
+            for (weight, sum) in block.weights().into_iter().zip(sums) {
+                store.insert(weight, sum);
             }
-            let parts: Vec<Tensor> = [first, first_gate, second, second_gate].into_iter().flatten().collect();
-            if !parts.is_empty() {
-                pairs.push((&m.all, Tensor::cat(&parts, 1)?));
-            }
+            pairs.push((&m.all, dm));
         }
         sink(store)?;
         let mut root: Option<Tensor> = None;

@@ -29,7 +29,7 @@ pub(crate) use map::{bias, gate_residual, gelu, silu};
 pub(crate) use norm::{fits as row_fits, gate_residual_norm, layer_norm_modulate, norm_gradients, softmax};
 pub(crate) use pixels::{affine, depthwise_conv2d, fits as pixels_fit, joined, moments, through};
 pub(crate) use rows::zero;
-pub(crate) use sums::{gate_gradients, rows as sum_rows};
+pub(crate) use sums::{gate_gradients, residual_squares, rows as sum_rows};
 
 pub use adamw::{Adamw, adamw, norm};
 pub use device::{Cuda, Tf32, cuda, peak_bytes, reset_peak};

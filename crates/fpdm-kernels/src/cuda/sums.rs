@@ -1,4 +1,4 @@
-//! Sums over rows: gradients of biases and gates.
+//! Sums over rows: gradients of biases and gates; and along them: residuals.
 
 use candle_core::{CudaDevice, DType, Result, Tensor};
 
@@ -71,4 +71,22 @@ pub(super) fn finish(
     let variant = Variant { dtype, vec, steps: 0, head: 0 };
     gpu(device)?.launch((&SUMS, "finish_sums", variant), (grid, (256, 1, 1)), 0, &args)?;
     Ok(out)
+}
+
+/// `‖f − z‖²` of every row, then `‖f‖²` of every row, (2B) in f32, of (B, N) each.
+pub(crate) fn residual_squares(z: &Tensor, f: &Tensor) -> Result<Tensor> {
+    let device = device(z)?;
+    let (z_rows, f_rows) = (Rows::dense(z)?, Rows::dense(f)?);
+    let (batch, width) = (z_rows.rows, z_rows.width);
+    let vec = vec(z.dtype(), &[&z_rows, &f_rows]);
+    let packs = width / vec;
+    // As in `groups`.
+    let chunks = (1024 / batch).clamp(1, packs.div_ceil(1024).max(1));
+    let partial = Out::new(&device, DType::F32, chunks * 2 * batch)?;
+    let args = [Arg::Ptr(z_rows.ptr), Arg::Ptr(f_rows.ptr), Arg::Ptr(partial.ptr), int(packs)?];
+    let variant = Variant { dtype: z.dtype(), vec, steps: 0, head: 0 };
+    let grid = ((chunks, batch, 1), (256, 1, 1));
+    gpu(&device)?.launch((&SUMS, "residual_squares", variant), grid, 0, &args)?;
+    let out = finish(&device, (DType::F32, 1), partial.ptr, (1, chunks, 2 * batch))?;
+    out.fresh(2 * batch).untracked(z)
 }
