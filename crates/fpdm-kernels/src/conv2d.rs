@@ -80,7 +80,12 @@ pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tens
             match residual {
                 _ if !tracked => by_dtype!(x, forward(x, w, b, residual, how))?.untracked(x),
                 Some(residual) => {
-                    activated((conv2d(x, w, b, None, Conv2d { relu: false, cap: None, ..how })? + residual)?, how)
+                    let y = &conv2d(x, w, b, None, Conv2d { relu: false, cap: None, ..how })?;
+                    // Not candle's ReLU and minimum, whose gradients pass where a result lies on the bound itself.
+                    record2("conv2d", [y, residual], by_dtype!(y, joined(y, residual, how))?, move |[a, b], y, g| {
+                        let g = through_activation(y, g, how)?;
+                        Ok([wanted(a, || Ok(g.clone()))?, wanted(b, || Ok(g.clone()))?])
+                    })
                 }
                 None => recorded(x, w, b, how),
             }
@@ -321,6 +326,27 @@ fn bias_gradient<T: Real>(g: &Tensor) -> Result<Tensor> {
         conv_weight::bias_gradient::<T>(g.unwrap_or_default(), outputs, height * width)
     })?;
     Fresh::cpu(data, outputs).untracked(g)
+}
+
+/// `min(relu(y + residual), cap)`.
+fn joined<T: Real>(y: &Tensor, residual: &Tensor, how: Conv2d) -> Result<Fresh> {
+    let most = how.cap.map(|cap| T::from_f64(f64::from(cap)));
+    let data = with([Some(y), Some(residual), None, None], |[a, b, ..]| {
+        let (a, b): (&[T], &[T]) = (a.unwrap_or_default(), b.unwrap_or_default());
+        unsafe {
+            written(1, a.len(), |out| {
+                parallel::rows(a.len(), 1, |range| {
+                    let to = std::slice::from_raw_parts_mut(out.at(0, range.start), range.len());
+                    for ((to, &a), &b) in to.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+                        let sum = a + b;
+                        let sum = if how.relu && sum < T::default() { T::default() } else { sum };
+                        *to = most.filter(|&most| sum > most).unwrap_or(sum);
+                    }
+                });
+            })
+        }
+    })?;
+    Ok(Fresh::cpu(data, y.shape()))
 }
 
 /// The gradient before the activation from the one behind it.
