@@ -15,6 +15,11 @@ fn device() -> Device {
     DEVICE.get_or_init(|| cuda(0, Cuda { tf32: Tf32::Off, ..Cuda::default() }).expect("a GPU")).clone()
 }
 
+/// Random cases of a test: `FPDM_CASES`, for tools under which each takes minutes, or `most`.
+fn cases(most: u64) -> u64 {
+    std::env::var("FPDM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(most).min(most)
+}
+
 /// Memory that is free now held NaN before, so that what a kernel leaves unwritten shows.
 fn poison(device: &Device, elements: usize) -> Result<()> {
     let full = |n: usize| Tensor::full(f32::NAN, n.max(1), device);
@@ -79,7 +84,7 @@ fn check_all(sizes: Sizes, memory: &[Memory], seed: u64) -> Result<()> {
 #[test]
 fn random_shapes() -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    for seed in 0..12 {
+    for seed in 0..cases(12) {
         let memory: Vec<Memory> =
             (0..5).map(|_| [Memory::Dense, Memory::Columns, Memory::Swapped][rng.random_range(0..3)]).collect();
         let sizes = Sizes {

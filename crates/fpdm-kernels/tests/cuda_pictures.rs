@@ -13,6 +13,11 @@ fn device() -> Device {
     DEVICE.get_or_init(|| cuda(0, Cuda { tf32: Tf32::Off, ..Cuda::default() }).expect("a GPU")).clone()
 }
 
+/// Random cases of a test: `FPDM_CASES`, for tools under which each takes minutes, or `most`.
+fn cases(most: u64) -> u64 {
+    std::env::var("FPDM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(most).min(most)
+}
+
 /// Memory that is free now held NaN before, so that what a kernel leaves unwritten shows.
 fn poison(elements: usize) -> Result<()> {
     let full = |n: usize| Tensor::full(f32::NAN, n.max(1), &device());
@@ -120,7 +125,7 @@ const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 #[test]
 fn random_convolutions() -> Result<()> {
     let rng = &mut ChaCha8Rng::seed_from_u64(3);
-    for seed in 0..48 {
+    for seed in 0..cases(48) {
         let kernel = match seed % 6 {
             0 => [1, 1],
             1 => [rng.random_range(1..6), rng.random_range(1..6)],
@@ -175,7 +180,10 @@ fn codec_convolutions() -> Result<()> {
         Case { outputs: 3, residual: false, ..base.clone() },
         Case { inputs: 4, residual: false, ..base.clone() },
         Case { inputs: 256, outputs: 512, picture: [16, 24], batch: 2, ..base.clone() },
-    ] {
+    ]
+    .into_iter()
+    .take(cases(7) as usize)
+    {
         for dtype in TYPES {
             check(&case, dtype, 5)?;
         }
@@ -186,7 +194,7 @@ fn codec_convolutions() -> Result<()> {
 #[test]
 fn depthwise_convolutions() -> Result<()> {
     let rng = &mut ChaCha8Rng::seed_from_u64(4);
-    for seed in 0..24 {
+    for seed in 0..cases(24) as usize {
         let kernel = [3, 5][seed % 2];
         let how = Conv2d {
             stride: rng.random_range(1..3),
