@@ -140,6 +140,38 @@ fn on_cuda(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>
     }
 }
 
+/// Gradients of a convolution outside any graph.
+pub(crate) struct Gradients {
+    /// At the sums, before the activation.
+    pub(crate) sums: Tensor,
+    pub(crate) x: Tensor,
+    pub(crate) w: Tensor,
+    pub(crate) b: Tensor,
+}
+
+/// All gradients for the gradient `g` of the result `y` of `x` and `w`, on the CPU.
+pub(crate) fn gradients(x: &Tensor, w: &Tensor, y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Gradients> {
+    let sums = through_activation(y, g, how)?;
+    Ok(Gradients {
+        x: by_dtype!(x, input_gradient(x, w, &sums, how))?,
+        w: by_dtype!(x, weight_gradient(x, w, &sums, how))?,
+        b: by_dtype!(x, bias_gradient(&sums))?,
+        sums,
+    })
+}
+
+/// The same on a GPU.
+#[cfg(feature = "cuda")]
+pub(crate) fn gradients_on_cuda(x: &Tensor, w: &Tensor, y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Gradients> {
+    let (sums, b) = crate::cuda::through(y, g, how, true)?;
+    Ok(Gradients {
+        x: crate::cuda::conv_input_gradient(x, w, &sums, how)?,
+        w: crate::cuda::conv_weight_gradient(x, w, &sums, how)?,
+        b: b.unwrap_or_else(|| unreachable!("asked for")),
+        sums,
+    })
+}
+
 /// [`conv2d`] in candle's operations.
 ///
 /// # Errors

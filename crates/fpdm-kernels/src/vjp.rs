@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use crate::conv2d::{self, Conv2d};
 use crate::dispatch::{Route, by_dtype, route};
 use crate::linear::{self, project};
 use crate::record::{Fresh, record1, record3};
@@ -190,6 +191,48 @@ pub fn norm_gradients(
         Route::Cuda => crate::cuda::norm_gradients(x, scale, g, plus, eps),
         _ => unsupported("vjp::norm_gradients", x),
     }
+}
+
+/// Whether [`conv2d_gradients`] works on pictures like `x`, (B, C, H, W), with results of `outputs` channels.
+pub fn supports_pictures(x: &Tensor, outputs: usize) -> bool {
+    let _ = outputs;
+    match route(x) {
+        Route::Cpu => true,
+        #[cfg(feature = "cuda")]
+        Route::Cuda => x.rank() == 4 && crate::cuda::pixels_fit(x.dims()[0], x.dims()[1].max(outputs)),
+        _ => false,
+    }
+}
+
+/// What [`conv2d_gradients`] finds.
+#[derive(Clone, Debug)]
+pub struct ConvGradients {
+    /// Before the activation: that of the residual, where there is one.
+    pub sums: Tensor,
+    /// Of the picture.
+    pub x: Tensor,
+    /// Of the kernel.
+    pub w: Tensor,
+    /// Of the bias, if there is one.
+    pub b: Tensor,
+}
+
+/// The gradients of [`conv2d`](crate::conv2d) of `x` and `w` for the gradient `g` of its result `y`, which is what tells
+/// where the activation was.
+///
+/// # Errors
+/// If shapes do not fit, or there are no kernels.
+pub fn conv2d_gradients(x: &Tensor, w: &Tensor, y: &Tensor, g: &Tensor, how: Conv2d) -> Result<ConvGradients> {
+    if y.shape() != g.shape() {
+        bail!("vjp::conv2d_gradients: `g` must be {:?} like `y`, got {:?}", y.dims(), g.dims())
+    }
+    let conv2d::Gradients { sums, x, w, b } = match route(x) {
+        Route::Cpu => conv2d::gradients(x, w, y, g, how)?,
+        #[cfg(feature = "cuda")]
+        Route::Cuda => conv2d::gradients_on_cuda(x, w, y, g, how)?,
+        _ => return unsupported("vjp::conv2d_gradients", x),
+    };
+    Ok(ConvGradients { sums, x, w, b })
 }
 
 /// The sum of the gradients of one weight over all its uses, at least in `f32`.

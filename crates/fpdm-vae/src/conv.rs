@@ -8,9 +8,9 @@ use fpdm_kernels::{Conv2d, conv2d};
 /// Weights `(O, I, K, K)`, an optional bias `(O)`, and how they are applied.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    how: Conv2d,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) how: Conv2d,
 }
 
 impl Conv {
@@ -22,6 +22,11 @@ impl Conv {
         let weight = vb.get_with_hints((to, from, side, side), "weight", init)?;
         let bias = bias.then(|| vb.get_with_hints(to, "bias", init)).transpose()?;
         Ok(Self { weight, bias, how })
+    }
+
+    /// The same outside any graph, sharing storage.
+    pub(crate) fn detach(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach), how: self.how }
     }
 
     /// `(B, I, H, W)` → `(B, O, H', W')`.
