@@ -217,7 +217,7 @@ pub struct ConvGradients {
     pub b: Tensor,
 }
 
-/// The gradients of [`conv2d`](crate::conv2d) of `x` and `w` for the gradient `g` of its result `y`, which is what tells
+/// The gradients of [`crate::conv2d()`] of `x` and `w` for the gradient `g` of its result `y`, which is what tells
 /// where the activation was.
 ///
 /// # Errors
