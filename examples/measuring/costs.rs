@@ -19,8 +19,9 @@ pub(crate) fn print(options: &Costs) -> Result<()> {
     for text in &options.runs {
         let (name, folder) = named(text);
         let path = Path::new(&folder).join("summary.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let run = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let asked = || format!("{}: name a folder that `train --out` has written to the end", path.display());
+        let text = std::fs::read_to_string(&path).with_context(asked)?;
+        let run = serde_json::from_str(&text).with_context(asked)?;
         match rows.iter_mut().find(|row| row.name == name) {
             Some(row) => row.runs.push(run),
             None => rows.push(Row { name, runs: vec![run] }),

@@ -64,26 +64,24 @@ pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tens
     check_arguments(x, w, b, residual, how)?;
     match route(x) {
         #[cfg(feature = "cuda")]
-        Route::Cuda if crate::cuda::pixels_fit(x.dims()[0], x.dims()[1].max(w.dims()[0])) => {
-            on_cuda(x, w, b, residual, how)
+        Route::Cuda if !crate::cuda::pixels_fit(x.dims()[0], x.dims()[1].max(w.dims()[0])) => {
+            composed(x, w, b, residual, how)
         }
-        #[cfg(feature = "cuda")]
-        Route::Cuda => composed(x, w, b, residual, how),
         Route::Composed => composed(x, w, b, residual, how),
         Route::Widened => {
             let wide = |t: &Tensor| t.to_dtype(DType::F32);
             let (b, residual) = (b.map(wide).transpose()?, residual.map(wide).transpose()?);
             conv2d(&wide(x)?, &wide(w)?, b.as_ref(), residual.as_ref(), how)?.to_dtype(x.dtype())
         }
-        Route::Cpu => {
+        _ => {
             let tracked = [Some(x), Some(w), b, residual].into_iter().flatten().any(Tensor::track_op);
             match residual {
-                _ if !tracked => by_dtype!(x, forward(x, w, b, residual, how))?.untracked(x),
+                _ if !tracked => computed(x, w, b, residual, how)?.untracked(x),
                 Some(residual) => {
                     let y = &conv2d(x, w, b, None, Conv2d { relu: false, cap: None, ..how })?;
                     // Not candle's ReLU and minimum, whose gradients pass where a result lies on the bound itself.
-                    record2("conv2d", [y, residual], by_dtype!(y, joined(y, residual, how))?, move |[a, b], y, g| {
-                        let g = through_activation(y, g, how)?;
+                    record2("conv2d", [y, residual], joined_by_kernels(y, residual, how)?, move |[a, b], y, g| {
+                        let (g, _) = through(y, g, how, false)?;
                         Ok([wanted(a, || Ok(g.clone()))?, wanted(b, || Ok(g.clone()))?])
                     })
                 }
@@ -94,38 +92,9 @@ pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tens
 }
 
 fn recorded(x: &Tensor, w: &Tensor, b: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
-    let out = by_dtype!(x, forward(x, w, b, None, how))?;
-    match b {
-        None => record2("conv2d", [x, w], out, move |[x, w], y, g| {
-            let g = &through_activation(y, g, how)?;
-            Ok([
-                wanted(x, || by_dtype!(x, input_gradient(x, w, g, how)))?,
-                wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
-            ])
-        }),
-        Some(b) => record3("conv2d", [x, w, b], out, move |[x, w, b], y, g| {
-            let g = &through_activation(y, g, how)?;
-            Ok([
-                wanted(x, || by_dtype!(x, input_gradient(x, w, g, how)))?,
-                wanted(w, || by_dtype!(x, weight_gradient(x, w, g, how)))?,
-                wanted(b, || by_dtype!(x, bias_gradient(g)))?,
-            ])
-        }),
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn on_cuda(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Tensor> {
-    use crate::cuda::{conv_input_gradient, conv_weight_gradient, joined, through};
-    if ![Some(x), Some(w), b, residual].into_iter().flatten().any(Tensor::track_op) {
-        return crate::cuda::conv2d(x, w, b, residual, how)?.untracked(x);
-    }
-    if let Some(residual) = residual {
-        return joined(&on_cuda(x, w, b, None, Conv2d { relu: false, cap: None, ..how })?, residual, how);
-    }
-    let out = crate::cuda::conv2d(x, w, b, None, how)?;
+    let out = computed(x, w, b, None, how)?;
     let both = move |x: &Tensor, w: &Tensor, g: &Tensor| -> Result<_> {
-        Ok((wanted(x, || conv_input_gradient(x, w, g, how))?, wanted(w, || conv_weight_gradient(x, w, g, how))?))
+        Ok((wanted(x, || of_picture(x, w, g, how))?, wanted(w, || of_kernel(x, w, g, how))?))
     };
     match b {
         None => record2("conv2d", [x, w], out, move |[x, w], y, g| {
@@ -133,9 +102,9 @@ fn on_cuda(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>
             Ok([dx, dw])
         }),
         Some(b) => record3("conv2d", [x, w, b], out, move |[x, w, b], y, g| {
-            let (g, sums) = through(y, g, how, b.track_op())?;
+            let (g, db) = through(y, g, how, b.track_op())?;
             let (dx, dw) = both(x, w, &g)?;
-            Ok([dx, dw, sums])
+            Ok([dx, dw, db])
         }),
     }
 }
@@ -149,27 +118,62 @@ pub(crate) struct Gradients {
     pub(crate) b: Tensor,
 }
 
-/// All gradients for the gradient `g` of the result `y` of `x` and `w`, on the CPU.
+/// All gradients for the gradient `g` of the result `y` of `x` and `w`, where there are kernels.
 pub(crate) fn gradients(x: &Tensor, w: &Tensor, y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Gradients> {
-    let sums = through_activation(y, g, how)?;
-    Ok(Gradients {
-        x: by_dtype!(x, input_gradient(x, w, &sums, how))?,
-        w: by_dtype!(x, weight_gradient(x, w, &sums, how))?,
-        b: by_dtype!(x, bias_gradient(&sums))?,
-        sums,
-    })
+    let (sums, b) = through(y, g, how, true)?;
+    let b = b.unwrap_or_else(|| unreachable!("asked for"));
+    Ok(Gradients { x: of_picture(x, w, &sums, how)?, w: of_kernel(x, w, &sums, how)?, b, sums })
 }
 
-/// The same on a GPU.
+// What the kernels of the CPU and of a GPU are asked for.
+
 #[cfg(feature = "cuda")]
-pub(crate) fn gradients_on_cuda(x: &Tensor, w: &Tensor, y: &Tensor, g: &Tensor, how: Conv2d) -> Result<Gradients> {
-    let (sums, b) = crate::cuda::through(y, g, how, true)?;
-    Ok(Gradients {
-        x: crate::cuda::conv_input_gradient(x, w, &sums, how)?,
-        w: crate::cuda::conv_weight_gradient(x, w, &sums, how)?,
-        b: b.unwrap_or_else(|| unreachable!("asked for")),
-        sums,
-    })
+fn on_gpu(x: &Tensor) -> bool {
+    x.device().is_cuda()
+}
+
+fn computed(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>, how: Conv2d) -> Result<Fresh> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(x) {
+        return crate::cuda::conv2d(x, w, b, residual, how);
+    }
+    by_dtype!(x, forward(x, w, b, residual, how))
+}
+
+/// `min(relu(y + residual), cap)`.
+fn joined_by_kernels(y: &Tensor, residual: &Tensor, how: Conv2d) -> Result<Fresh> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(y) {
+        return crate::cuda::joined(y, residual, how);
+    }
+    by_dtype!(y, joined(y, residual, how))
+}
+
+/// The gradient before the activation whose result is `y`, and that of the bias if it is asked for.
+fn through(y: &Tensor, g: &Tensor, how: Conv2d, bias: bool) -> Result<(Tensor, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(y) {
+        return crate::cuda::through(y, g, how, bias);
+    }
+    let g = through_activation(y, g, how)?;
+    let db = if bias { Some(by_dtype!(g, bias_gradient(&g))?) } else { None };
+    Ok((g, db))
+}
+
+fn of_picture(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(x) {
+        return crate::cuda::conv_input_gradient(x, w, g, how);
+    }
+    by_dtype!(x, input_gradient(x, w, g, how))
+}
+
+fn of_kernel(x: &Tensor, w: &Tensor, g: &Tensor, how: Conv2d) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(x) {
+        return crate::cuda::conv_weight_gradient(x, w, g, how);
+    }
+    by_dtype!(x, weight_gradient(x, w, g, how))
 }
 
 /// [`conv2d`] in candle's operations.

@@ -226,12 +226,10 @@ pub fn conv2d_gradients(x: &Tensor, w: &Tensor, y: &Tensor, g: &Tensor, how: Con
     if y.shape() != g.shape() {
         bail!("vjp::conv2d_gradients: `g` must be {:?} like `y`, got {:?}", y.dims(), g.dims())
     }
-    let conv2d::Gradients { sums, x, w, b } = match route(x) {
-        Route::Cpu => conv2d::gradients(x, w, y, g, how)?,
-        #[cfg(feature = "cuda")]
-        Route::Cuda => conv2d::gradients_on_cuda(x, w, y, g, how)?,
-        _ => return unsupported("vjp::conv2d_gradients", x),
-    };
+    if !supports_pictures(x, w.dims().first().copied().unwrap_or(0)) {
+        return unsupported("vjp::conv2d_gradients", x);
+    }
+    let conv2d::Gradients { sums, x, w, b } = conv2d::gradients(x, w, y, g, how)?;
     Ok(ConvGradients { sums, x, w, b })
 }
 

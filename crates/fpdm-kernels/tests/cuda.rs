@@ -2,31 +2,15 @@
 //! shapes and layouts, in memory that was full of NaN.
 #![cfg(feature = "cuda")]
 
+mod gpu;
 mod operations;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use fpdm_kernels::cuda::{Adamw, Cuda, Graph, Tf32, adamw, cuda};
+use fpdm_kernels::cuda::{Adamw, Graph, adamw};
+use gpu::{cases, device, poison};
 use operations::{Argument, Memory, Operation, Sizes, arguments, difference, loss, normal, operations};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-fn device() -> Device {
-    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
-    DEVICE.get_or_init(|| cuda(0, Cuda { tf32: Tf32::Off, ..Cuda::default() }).expect("a GPU")).clone()
-}
-
-/// Random cases of a test: `FPDM_CASES`, for tools under which each takes minutes, or `most`.
-fn cases(most: u64) -> u64 {
-    std::env::var("FPDM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(most).min(most)
-}
-
-/// Memory that is free now held NaN before, so that what a kernel leaves unwritten shows.
-fn poison(device: &Device, elements: usize) -> Result<()> {
-    let full = |n: usize| Tensor::full(f32::NAN, n.max(1), device);
-    let all = [full(elements)?, full(elements)?, full(elements / 2)?, full(4 * elements)?, full(1024)?];
-    drop(all);
-    device.synchronize()
-}
 
 fn check(op: &Operation, memory: &[Memory], dtype: DType, tolerance: f64, seed: u64) -> Result<()> {
     let device = device();
@@ -43,7 +27,7 @@ fn check(op: &Operation, memory: &[Memory], dtype: DType, tolerance: f64, seed: 
     let views = |vars: &[Var]| host.iter().zip(vars).map(|(a, v)| a.view_of(v.as_tensor())).collect::<Result<Vec<_>>>();
     let (got_views, views) = (views(&there)?, views(&here)?);
     let expected = (op.composed)(&views)?;
-    poison(&device, expected.elem_count())?;
+    poison(expected.elem_count())?;
     let home = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
     let got = (op.fused)(&got_views)?;
     assert_eq!(got.dtype(), dtype, "{}", op.name);
@@ -54,13 +38,13 @@ fn check(op: &Operation, memory: &[Memory], dtype: DType, tolerance: f64, seed: 
     };
     near("result", &got, &expected)?;
     let detached: Vec<Tensor> = got_views.iter().map(Tensor::detach).collect();
-    poison(&device, expected.elem_count())?;
+    poison(expected.elem_count())?;
     let joined = (op.fused)(&detached)?;
     assert!(!joined.track_op(), "{}: history without a tracked argument", op.name);
     near("untracked", &joined, &expected)?;
 
     let weights = normal(expected.dims(), 99, 1.)?.to_dtype(dtype)?;
-    poison(&device, expected.elem_count())?;
+    poison(expected.elem_count())?;
     let grads = (&got * weights.to_device(&device)?)?.sum_all()?.backward()?;
     let expected = (&expected * weights.to_dtype(DType::F64)?)?.sum_all()?.backward()?;
     for ((there, here), (name, _)) in there.iter().zip(&here).zip(&op.arguments) {
@@ -149,7 +133,7 @@ fn residuals() -> Result<()> {
             let (z, f) = (z.to_dtype(dtype)?, f.to_dtype(dtype)?);
             let wide = |t: &Tensor| t.to_dtype(DType::F64);
             let expected = fpdm_kernels::composed::residual_squares(&wide(&z)?, &wide(&f)?)?;
-            poison(&device, rows * width)?;
+            poison(rows * width)?;
             let got = fpdm_kernels::residual_squares(&z.to_device(&device)?, &f.to_device(&device)?)?;
             let off = difference(&wide(&got.to_device(&Device::Cpu)?)?, &expected)?;
             assert!(got.dtype() == DType::F32 && off < most, "{rows} {width} {dtype:?}: off by {off}");

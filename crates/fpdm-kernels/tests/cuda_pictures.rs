@@ -2,29 +2,13 @@
 //! in memory that was full of NaN.
 #![cfg(feature = "cuda")]
 
+mod gpu;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
-use fpdm_kernels::cuda::{Cuda, Tf32, cuda};
 use fpdm_kernels::{Conv2d, channel_affine, composed, conv2d, depthwise_conv2d, group_moments};
+use gpu::{cases, device, poison};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-fn device() -> Device {
-    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
-    DEVICE.get_or_init(|| cuda(0, Cuda { tf32: Tf32::Off, ..Cuda::default() }).expect("a GPU")).clone()
-}
-
-/// Random cases of a test: `FPDM_CASES`, for tools under which each takes minutes, or `most`.
-fn cases(most: u64) -> u64 {
-    std::env::var("FPDM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(most).min(most)
-}
-
-/// Memory that is free now held NaN before, so that what a kernel leaves unwritten shows.
-fn poison(elements: usize) -> Result<()> {
-    let full = |n: usize| Tensor::full(f32::NAN, n.max(1), &device());
-    let all = [full(elements)?, full(elements)?, full(elements / 2)?, full(4 * elements)?, full(1024)?];
-    drop(all);
-    device().synchronize()
-}
 
 /// Normal numbers that `dtype` holds exactly, in f64 here.
 fn numbers(shape: &[usize], dtype: DType, rng: &mut ChaCha8Rng) -> Result<Tensor> {

@@ -57,7 +57,10 @@ impl LearningRate {
             return Err(Error::config("lr.floor", format!("{} is outside [0, 1]", self.floor)));
         }
         if self.decay != Decay::Constant && self.total <= self.warmup {
-            let why = format!("{} is not after the warm-up of {} steps", self.total, self.warmup);
+            let why = format!(
+                "{} is not after the warm-up of {} steps; use more steps, less warm-up or no decay",
+                self.total, self.warmup
+            );
             return Err(Error::config("lr.total", why));
         }
         Ok(())

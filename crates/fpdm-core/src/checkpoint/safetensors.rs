@@ -29,7 +29,9 @@ impl Safetensors {
             // is in use would make reads fault; files written by this crate are replaced by a rename, never shortened.
             #[allow(unsafe_code)]
             let mapped = unsafe { MmapedSafetensors::new(path) };
-            let mapped = mapped.map_err(|e| broken(path.display(), format!("no safetensors: {}", cause(&e))))?;
+            let mapped = mapped.map_err(|e| {
+                broken(path.display(), format!("no safetensors: {}; copy or fetch the file again", cause(&e)))
+            })?;
             for (name, view) in mapped.tensors() {
                 if let Some(other) = this.shard_of.insert(name.clone(), this.shards.len()) {
                     let other = this.shards[other].0.display();
@@ -70,8 +72,8 @@ pub(crate) struct Buffered {
 impl Buffered {
     /// Reads the header.
     pub(crate) fn open(origin: &str, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
-        let file =
-            SafeTensors::deserialize(bytes.as_ref()).map_err(|e| broken(origin, format!("no safetensors: {e}")))?;
+        let file = SafeTensors::deserialize(bytes.as_ref())
+            .map_err(|e| broken(origin, format!("no safetensors: {e}; copy or fetch the file again")))?;
         let shapes = file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect();
         drop(file);
         Ok(Self { origin: origin.to_owned(), bytes: Box::new(bytes), shapes })

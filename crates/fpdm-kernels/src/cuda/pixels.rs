@@ -7,7 +7,7 @@ use super::gpu::{Arg, Source, Variant, gpu, int};
 use super::rows::{Out, Rows, device};
 use super::sums;
 use crate::conv2d::Conv2d;
-use crate::record::{Fresh, record2, wanted};
+use crate::record::Fresh;
 
 const PIXELS: Source = Source { name: "pixels", text: include_str!("pixels.cu") };
 
@@ -91,13 +91,9 @@ pub(super) fn finish(y: &Tensor, after: &Finish<'_>) -> Result<Fresh> {
     Ok(out.fresh(y.shape()))
 }
 
-/// `act(y + add)`, recorded.
-pub(crate) fn joined(y: &Tensor, add: &Tensor, how: Conv2d) -> Result<Tensor> {
-    let after = Finish { add: Some(add), relu: how.relu, cap: how.cap, ..Finish::default() };
-    record2("conv2d", [y, add], finish(y, &after)?, move |[a, b], y, g| {
-        let (g, _) = through(y, g, how, false)?;
-        Ok([wanted(a, || Ok(g.clone()))?, wanted(b, || Ok(g.clone()))?])
-    })
+/// `act(y + add)`, not recorded.
+pub(crate) fn joined(y: &Tensor, add: &Tensor, how: Conv2d) -> Result<Fresh> {
+    finish(y, &Finish { add: Some(add), relu: how.relu, cap: how.cap, ..Finish::default() })
 }
 
 /// The gradient before the activation whose result is `y`, and its sums over all but the channels if they are asked for.
