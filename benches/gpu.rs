@@ -26,6 +26,9 @@ struct Options {
     batches: Vec<usize>,
     #[arg(long, default_value_t = 64)]
     train_batch: usize,
+    /// Of the DiT.
+    #[arg(long, default_value_t = 28)]
+    depth: usize,
     #[arg(long, default_value_t = 1152)]
     hidden: usize,
     #[arg(long, default_value_t = 16)]
@@ -55,11 +58,16 @@ fn main() -> Result<()> {
         num_heads: fpdm.num_heads,
         input_size: fpdm.input_size,
         labels: fpdm.labels,
+        depth: options.depth,
         ..Config::dit(Size::XL, 2)
     };
+    // The published objective learns variances; PyTorch's side of the comparison does not.
+    let mean = Config { learn_sigma: false, ..fpdm.clone() };
     for (name, config, memory) in [
         ("train.fpdm.store", &fpdm, Memory::Store),
         ("train.fpdm.recompute", &fpdm, Memory::Recompute(1)),
+        ("train.flow.store", &mean, Memory::Store),
+        ("train.flow.recompute", &mean, Memory::Recompute(1)),
         ("train.dit", &dit, Memory::Store),
     ] {
         if name.starts_with(&options.only) {
@@ -130,6 +138,14 @@ fn inference(options: &Options, batch: usize, device: &Device) -> Result<()> {
             Ok(())
         })?;
         report("iteration.plain", batch, ms, serde_json::json!(null));
+        let graph = cuda::Graph::record(device, || {
+            problem.frozen.apply(&problem.z0).map_err(candle_core::Error::wrap).map(|z| vec![z])
+        })?;
+        let ms = clock(device, options.repeats, || {
+            graph.replay()?;
+            Ok(())
+        })?;
+        report("iteration.graphs", batch, ms, serde_json::json!(null));
     }
     if "forward".starts_with(&options.only) || options.only.starts_with("forward") {
         let ms = clock(device, options.repeats, || {
@@ -183,9 +199,10 @@ fn training(options: &Options, name: &str, config: &Config, memory: Memory, devi
     let mean = normal_batch(0, Stream::Data, &positions, (config.in_channels, h, w), DType::F32, device)?;
     let moments = Moments { std: mean.zeros_like()?, mean };
     let source = Same(Batch { moments, y: Tensor::zeros(batch, DType::U32, &Device::Cpu)?, positions });
-    let estimator = MultiStepJfb { without_grad: 6, with_grad: 6, memory, ..Default::default() };
+    let iterations = if config.architecture == Architecture::Fpdm { (6, 6) } else { (0, 1) };
+    let estimator = MultiStepJfb { without_grad: iterations.0, with_grad: iterations.1, memory, ..Default::default() };
     let settings = Settings { batch_size: batch, ema: vec![], max_grad_norm: None, ..Default::default() };
-    let objective = Objective::published()?;
+    let objective = if config.learn_sigma { Objective::published()? } else { Objective::flow() };
     let mut trainer =
         Trainer::new(model, config.labels, &weights, objective, Box::new(estimator), settings, serde_json::json!({}))?;
     let pairs = trainer.recipe().pairs(&source, 0)?.to_device(device)?;

@@ -27,9 +27,11 @@ pub type Kept = Box<dyn Any + Send + Sync>;
 pub trait Reverse {
     /// From the gradient at `f(z)` to the gradient at `z`; those of weights and conditioning are added up inside.
     ///
+    /// Takes what was kept, so that its memory can be used again on the way.
+    ///
     /// # Errors
     /// If `kept` is another map's.
-    fn pull(&mut self, kept: &Kept, gradient: &Tensor) -> Result<Tensor>;
+    fn pull(&mut self, kept: Kept, gradient: &Tensor) -> Result<Tensor>;
 
     /// Hands the gradients over: those of the map's weights, and, carried on through what the map was bound to, those of
     /// everything before the solve. A variable may get several, to be added.

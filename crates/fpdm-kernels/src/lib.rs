@@ -19,6 +19,7 @@
 //! | [`depthwise_conv2d`] | the same with one kernel a channel |
 //! | [`group_moments`], [`channel_affine`] | what group normalisation is made of |
 //! | [`residual_squares`] | how far points are from their images |
+//! | [`lookup`] | rows of a table |
 //! | [`gelu`], [`silu`], [`softmax`], [`bias`] | as their names say |
 //!
 //! Shapes: B samples, T tokens, D width, I and O the inner and outer width of a weight (O, I).
@@ -79,6 +80,7 @@ mod linear_add_gelu;
 mod linear_gate_residual;
 mod linear_gate_residual_norm;
 mod linear_gelu;
+mod lookup;
 mod memory;
 mod record;
 mod residual_squares;
@@ -99,6 +101,7 @@ pub use linear_add_gelu::linear_add_gelu;
 pub use linear_gate_residual::linear_gate_residual;
 pub use linear_gate_residual_norm::linear_gate_residual_norm;
 pub use linear_gelu::linear_gelu;
+pub use lookup::lookup;
 pub use memory::keep_freed_memory;
 pub use residual_squares::residual_squares;
 pub use silu::silu;
@@ -120,6 +123,7 @@ pub mod composed {
     pub use crate::linear_gate_residual::composed as linear_gate_residual;
     pub use crate::linear_gate_residual_norm::composed as linear_gate_residual_norm;
     pub use crate::linear_gelu::composed as linear_gelu;
+    pub use crate::lookup::composed as lookup;
     pub use crate::residual_squares::composed as residual_squares;
     pub use crate::silu::composed as silu;
     pub use crate::softmax::composed as softmax;

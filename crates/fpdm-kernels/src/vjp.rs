@@ -13,7 +13,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use crate::conv2d::{self, Conv2d};
 use crate::dispatch::{Route, by_dtype, route};
 use crate::linear::{self, project};
-use crate::record::{Fresh, record1, record3};
+use crate::record::{Fresh, record1, record2, record3, wanted};
 use crate::{attention as forward, gate_residual, gelu, layer_norm_modulate as norm};
 
 /// Whether all functions of this module work on tensors like `x`, rows of `width` and heads of `head` elements.
@@ -120,16 +120,28 @@ pub fn input_gradient(g: &Tensor, w: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `g w` times the slope of GELU at `argument`: the gradient of `a` in `gelu(a) wᵀ`.
+/// `gelu(argument)`, which the gradient of what multiplies it wants, and the gradient of `argument` for the gradient `g` of
+/// that; the sum of the latter's rows is added to `bias`.
+///
+/// Takes both tensors: on a GPU the results are where they were, so that nothing else may hold their memory.
 ///
 /// # Errors
 /// If shapes do not fit, or there are no kernels.
-pub fn input_gradient_gelu(g: &Tensor, w: &Tensor, argument: &Tensor) -> Result<Tensor> {
-    match route(g) {
-        Route::Cpu => gelu::gradient(argument, &linear::input_gradient(g, w)?),
+pub fn gelu_gradient(argument: Tensor, g: Tensor, bias: Option<&mut WeightSum>) -> Result<(Tensor, Tensor)> {
+    if argument.shape() != g.shape() {
+        bail!("vjp::gelu_gradient: `g` must be {:?} like `argument`, got {:?}", argument.dims(), g.dims())
+    }
+    match route(&g) {
+        Route::Cpu => {
+            let gradient = gelu::gradient(&argument, &g)?;
+            if let Some(bias) = bias {
+                bias.add_rows(&gradient)?;
+            }
+            Ok((gelu::gelu(&argument.detach())?, gradient))
+        }
         #[cfg(feature = "cuda")]
-        Route::Cuda => crate::cuda::input_gradient_gelu(g, w, argument),
-        _ => unsupported("vjp::input_gradient_gelu", g),
+        Route::Cuda => crate::cuda::gelu_gradient(&argument, &g, bias.map(|bias| &bias.sum)),
+        _ => unsupported("vjp::gelu_gradient", &g),
     }
 }
 
@@ -282,13 +294,16 @@ impl WeightSum {
     /// # Errors
     /// If shapes do not fit, or there are no kernels.
     pub fn add_rows(&mut self, g: &Tensor) -> Result<()> {
-        let rows = match route(g) {
-            Route::Cpu => linear::bias_gradient(g)?,
+        let width = g.dims().last().copied().unwrap_or(0);
+        if self.sum.dims() != [width] {
+            bail!("WeightSum: rows of {width} do not fit {:?}", self.sum.dims())
+        }
+        match route(g) {
+            Route::Cpu => self.sum = (&self.sum + linear::bias_gradient(g)?.to_dtype(self.sum.dtype())?)?,
             #[cfg(feature = "cuda")]
-            Route::Cuda => crate::cuda::sum_rows(g)?,
+            Route::Cuda => crate::cuda::add_rows(&self.sum, g)?,
             _ => return unsupported("WeightSum", g),
-        };
-        self.sum = (&self.sum + rows.to_dtype(self.sum.dtype())?)?;
+        }
         Ok(())
     }
 
@@ -298,14 +313,44 @@ impl WeightSum {
     }
 }
 
-/// `sum + g` in the type of `sum`: gradients that meet.
+/// A sum of gradients of one tensor.
 ///
-/// # Errors
-/// If shapes do not fit.
-pub fn add(sum: Option<Tensor>, g: Tensor) -> Result<Option<Tensor>> {
-    match sum {
-        None => Ok(Some(g)),
-        Some(sum) => Ok(Some((sum + g)?)),
+/// The first is taken over: on a GPU the rest is added where it lies, so that nothing else may hold its memory.
+#[derive(Debug, Default)]
+pub struct GradientSum {
+    sum: Option<Tensor>,
+}
+
+impl GradientSum {
+    /// Adds `g`, in the type of the first.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or there are no kernels.
+    pub fn add(&mut self, g: Tensor) -> Result<()> {
+        let g = g.detach();
+        self.sum = Some(match self.sum.take() {
+            None => g.contiguous()?,
+            Some(sum) if sum.shape() != g.shape() => {
+                bail!("GradientSum: {:?} does not fit {:?}", g.dims(), sum.dims())
+            }
+            Some(sum) => match route(&sum) {
+                #[cfg(feature = "cuda")]
+                Route::Cuda => {
+                    match sum.dtype() == DType::F32 {
+                        true => crate::cuda::add_into(&sum.flatten_all()?, 0, &g, 1., true)?,
+                        false => crate::cuda::add(&sum, &g.to_dtype(sum.dtype())?)?,
+                    }
+                    sum
+                }
+                _ => (&sum + g.to_dtype(sum.dtype())?)?,
+            },
+        });
+        Ok(())
+    }
+
+    /// The sum, if there was anything to add.
+    pub fn into_inner(self) -> Option<Tensor> {
+        self.sum
     }
 }
 
@@ -327,23 +372,32 @@ pub fn opaque(
     // hands each weight the gradient that the node has left for it.
     let left: Arc<Mutex<Vec<Option<Tensor>>>> = Arc::new(Mutex::new(vec![None; weights.len()]));
     let mut sum = zero(out)?.untracked(out)?;
-    for (i, weight) in weights.iter().enumerate().filter(|(_, w)| w.track_op()) {
-        let left = left.clone();
-        let token = record1("weight", [*weight], zero(weight)?, move |[w], _, _| {
-            let found = left.lock().unwrap_or_else(PoisonError::into_inner)[i].take();
-            Ok([Some(match found {
+    let tracked: Vec<usize> = (0..weights.len()).filter(|&i| weights[i].track_op()).collect();
+    for pair in tracked.chunks(2) {
+        let (i, j, left) = (pair[0], pair[pair.len() - 1], left.clone());
+        let found = move |i: usize, w: &Tensor| -> Result<Option<Tensor>> {
+            Ok(Some(match left.lock().unwrap_or_else(PoisonError::into_inner)[i].take() {
                 Some(gradient) => gradient,
                 None => w.zeros_like()?.detach(),
-            })])
-        })?;
-        sum = (sum + token)?;
+            }))
+        };
+        // The number itself has no gradient, but the walk back must reach the next pair.
+        let on = |sum: &Tensor| wanted(sum, || Ok(sum.zeros_like()?.detach()));
+        sum = match i == j {
+            true => {
+                record2("weight", [weights[i], &sum], zero(out)?, move |[w, sum], _, _| Ok([found(i, w)?, on(sum)?]))
+            }
+            false => record3("weights", [weights[i], weights[j], &sum], zero(out)?, move |[v, w, sum], _, _| {
+                Ok([found(i, v)?, found(j, w)?, on(sum)?])
+            }),
+        }?;
     }
     let copy = copied(out)?;
     record3("opaque", [inputs[0], inputs[1], &sum], copy, move |[a, b, sum], _, g| {
         let ([da, db], gradients) = backward(&g.detach())?;
         *left.lock().unwrap_or_else(PoisonError::into_inner) = gradients.into_iter().map(Some).collect();
-        let wanted = |arg: &Tensor, gradient| arg.track_op().then_some(gradient);
-        Ok([wanted(a, da), wanted(b, db), wanted(sum, sum.zeros_like()?.detach())])
+        let asked = |arg: &Tensor, gradient| arg.track_op().then_some(gradient);
+        Ok([asked(a, da), asked(b, db), wanted(sum, || Ok(sum.zeros_like()?.detach()))?])
     })
 }
 

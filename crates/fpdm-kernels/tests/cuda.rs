@@ -7,7 +7,8 @@ mod operations;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fpdm_kernels::cuda::{Adamw, Graph, adamw};
-use gpu::{cases, device, poison};
+use fpdm_kernels::vjp;
+use gpu::{alone, cases, device, poison};
 use operations::{Argument, Memory, Operation, Sizes, arguments, difference, loss, normal, operations};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -67,6 +68,7 @@ fn check_all(sizes: Sizes, memory: &[Memory], seed: u64) -> Result<()> {
 
 #[test]
 fn random_shapes() -> Result<()> {
+    let _alone = alone();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for seed in 0..cases(12) {
         let memory: Vec<Memory> =
@@ -87,6 +89,7 @@ fn random_shapes() -> Result<()> {
 /// The sizes of the published networks, and every head size with kernels.
 #[test]
 fn network_shapes() -> Result<()> {
+    let _alone = alone();
     for (heads, size, tokens) in [(16, 72, 256), (6, 64, 144), (2, 32, 77), (2, 128, 130)] {
         let inner = heads * size;
         check_all(Sizes { batch: 2, tokens, inner, outer: 2 * inner, heads, size }, &[Memory::Dense], 3)?;
@@ -104,6 +107,7 @@ fn network_shapes() -> Result<()> {
 /// Slices of one wide matrix, as modulations are, with a tracked owner.
 #[test]
 fn slices_of_a_wide_matrix() -> Result<()> {
+    let _alone = alone();
     let device = device();
     let (b, t, d) = (3, 20, 64);
     let wide = Var::from_tensor(&normal(&[b, 6 * d], 1, 1.)?.to_dtype(DType::F32)?.to_device(&device)?)?;
@@ -123,9 +127,9 @@ fn slices_of_a_wide_matrix() -> Result<()> {
     Ok(())
 }
 
-/// A thousand replays with changing inputs and weights are what the same calls give one by one.
 #[test]
 fn residuals() -> Result<()> {
+    let _alone = alone();
     let device = device();
     for (rows, width) in [(1, 8), (3, 17), (64, 4096), (2, 295_000), (300, 1001)] {
         for (dtype, most) in [(DType::F32, 1e-6), (DType::BF16, 1e-6), (DType::F16, 1e-6)] {
@@ -142,8 +146,10 @@ fn residuals() -> Result<()> {
     Ok(())
 }
 
+/// A thousand replays with changing inputs and weights are what the same calls give one by one.
 #[test]
 fn replays_equal_calls() -> Result<()> {
+    let _alone = alone();
     let device = device();
     let (b, t, heads, d) = (2, 33, 2, 64);
     let there = |shape: &[usize], seed: u64| normal(shape, seed, 0.1)?.to_dtype(DType::BF16)?.to_device(&device);
@@ -171,6 +177,7 @@ fn replays_equal_calls() -> Result<()> {
 
 #[test]
 fn adamw_equals_its_formula() -> Result<()> {
+    let _alone = alone();
     let device = device();
     let len = 100_003;
     let start = |seed: u64| normal(&[len], seed, 1.)?.to_dtype(DType::F32);
@@ -199,5 +206,91 @@ fn adamw_equals_its_formula() -> Result<()> {
     let norm = adamw(how, [&dp, &dm, &dv, &bad], &[(0.9, &ema)], Some(&work))?.to_scalar::<f32>()?;
     assert!(norm.is_nan());
     assert_eq!(home(&dp)?, gp, "a step without numbers changed the weights");
+    Ok(())
+}
+
+/// The functions of a way back in the caller's hands, twice over so that sums are sums, at rows that fill a block's turn and
+/// rows that do not.
+#[test]
+fn written_out() -> Result<()> {
+    let _alone = alone();
+    let device = device();
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 1e-2), (DType::F16, 2e-3)] {
+        for (b, t, d) in [(1, 1, 8), (2, 33, 40), (3, 77, 384), (2, 130, 1152), (1, 9, 7), (2, 70, 2048)] {
+            let here = |shape: &[usize], seed| normal(shape, seed, 1.)?.to_dtype(dtype)?.to_dtype(DType::F64);
+            let there = |t: &Tensor| t.to_dtype(dtype)?.to_device(&device);
+            let near = |what: &str, got: &Tensor, expected: &Tensor| -> Result<()> {
+                let off = difference(&got.to_device(&Device::Cpu)?.to_dtype(DType::F64)?, expected)?;
+                assert!(off < tolerance, "{what} ({b}, {t}, {d}) {dtype:?}: off by {off}");
+                Ok(())
+            };
+            let (x, g, plus) = (here(&[b, t, d], 1)?, here(&[b, t, d], 2)?, here(&[b, t, d], 3)?);
+            let (scale, row) = (here(&[b, d], 4)?, here(&[d], 5)?);
+
+            let (mut sum, mut of_host) = (vjp::WeightSum::new(&there(&row)?)?, vjp::WeightSum::new(&row)?);
+            for _ in 0..2 {
+                poison(b * t * d)?;
+                let (y, dx) = vjp::gelu_gradient(there(&x)?, there(&g)?, Some(&mut sum))?;
+                let (y_host, dx_host) = vjp::gelu_gradient(x.clone(), g.clone(), Some(&mut of_host))?;
+                near("gelu", &y, &y_host)?;
+                near("gradient of gelu", &dx, &dx_host)?;
+            }
+            let sum = sum.into_inner();
+            assert_eq!(sum.dtype(), DType::F32);
+            near("sum of rows", &sum, &of_host.into_inner())?;
+
+            for plus in [None, Some(&plus)] {
+                poison(b * t * d)?;
+                let of_device = plus.map(&there).transpose()?;
+                let (dx, both) =
+                    vjp::norm_gradients(&there(&x)?, &there(&scale)?, &there(&g)?, of_device.as_ref(), 1e-6)?;
+                let (dx_host, both_host) = vjp::norm_gradients(&x, &scale, &g, plus, 1e-6)?;
+                // A row of one element has no gradient but the rounding of its mean.
+                near("norm", &dx, &dx_host)?;
+                near("norm's vectors", &both, &both_host)?;
+            }
+
+            let (mut sum, mut of_host) = (vjp::GradientSum::default(), vjp::GradientSum::default());
+            for term in [&x, &g, &plus] {
+                sum.add(there(term)?.copy()?)?;
+                of_host.add(term.clone())?;
+            }
+            near("sum of gradients", &sum.into_inner().expect("terms"), &of_host.into_inner().expect("terms"))?;
+            // Into the type of the first.
+            let mut wide = vjp::GradientSum::default();
+            wide.add(there(&x)?.to_dtype(DType::F32)?)?;
+            wide.add(there(&g)?)?;
+            let wide = wide.into_inner().expect("terms");
+            assert_eq!(wide.dtype(), DType::F32);
+            near("sum of two types", &wide, &(&x + &g)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of a table: some named often, some never.
+#[test]
+fn lookups() -> Result<()> {
+    let _alone = alone();
+    let device = device();
+    for (rows, width, batch) in [(2, 384, 256), (11, 7, 30), (1001, 1152, 64), (5, 8, 1)] {
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 4e-3), (DType::F16, 5e-4)] {
+            let table = Var::from_tensor(&normal(&[rows, width], 1, 1.)?.to_dtype(dtype)?.to_device(&device)?)?;
+            let index: Vec<u32> = (0..batch as u32).map(|i| i * i % (rows as u32 / 2 + 1)).collect();
+            let index = Tensor::new(index, &device)?;
+            let weights = normal(&[batch, width], 2, 1.)?.to_dtype(dtype)?;
+            poison(rows * width)?;
+            let found = fpdm_kernels::lookup(&table, &index)?;
+            let got = (&found * weights.to_device(&device)?)?.sum_all()?.backward()?;
+            let host = Var::from_tensor(&table.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)?;
+            let expected = fpdm_kernels::composed::lookup(&host, &index.to_device(&Device::Cpu)?)?;
+            let home = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+            assert_eq!(difference(&home(&found)?, &expected)?, 0.);
+            let expected = (expected * weights.to_dtype(DType::F64)?)?.sum_all()?.backward()?;
+            let (got, expected) = (got.get(&table).expect("a gradient"), expected.get(&host).expect("a gradient"));
+            let off = difference(&home(got)?, expected)?;
+            assert!(off < tolerance, "({rows}, {width}) {batch} {dtype:?}: off by {off}");
+        }
+    }
     Ok(())
 }

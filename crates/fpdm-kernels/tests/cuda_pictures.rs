@@ -6,7 +6,7 @@ mod gpu;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fpdm_kernels::{Conv2d, channel_affine, composed, conv2d, depthwise_conv2d, group_moments};
-use gpu::{cases, device, poison};
+use gpu::{alone, cases, device, poison};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -108,6 +108,7 @@ const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 #[test]
 fn random_convolutions() -> Result<()> {
+    let _alone = alone();
     let rng = &mut ChaCha8Rng::seed_from_u64(3);
     for seed in 0..cases(48) {
         let kernel = match seed % 6 {
@@ -145,6 +146,7 @@ fn random_convolutions() -> Result<()> {
 /// What the codecs ask for, with more tiles than a GPU has multiprocessors.
 #[test]
 fn codec_convolutions() -> Result<()> {
+    let _alone = alone();
     let same = Conv2d { before: 1, after: 1, ..Conv2d::default() };
     let base = Case {
         batch: 3,
@@ -177,6 +179,7 @@ fn codec_convolutions() -> Result<()> {
 
 #[test]
 fn depthwise_convolutions() -> Result<()> {
+    let _alone = alone();
     let rng = &mut ChaCha8Rng::seed_from_u64(4);
     for seed in 0..cases(24) as usize {
         let kernel = [3, 5][seed % 2];
@@ -205,6 +208,7 @@ fn depthwise_convolutions() -> Result<()> {
 
 #[test]
 fn group_norms() -> Result<()> {
+    let _alone = alone();
     let rng = &mut ChaCha8Rng::seed_from_u64(5);
     for (shape, groups) in [([2, 128, 32, 32], 32), ([3, 12, 5, 7], 4), ([1, 6, 9, 8], 1), ([2, 64, 64, 48], 32)] {
         for (dtype, offset) in [(DType::F32, 0.), (DType::F32, 30.), (DType::BF16, 0.), (DType::F16, 8.)] {

@@ -9,7 +9,7 @@ use fpdm_kernels::vjp;
 use super::block::{Block, Modulation, NORM_EPS};
 use super::final_layer::FinalLayer;
 use super::fpdit::Fpdit;
-use super::reverse::{BlockSums, LinearSum};
+use super::reverse::{BlockKept, BlockSums, LinearSum, Once};
 use crate::Result;
 
 /// What a node's way back returns: the gradients of its two inputs, and of its weights.
@@ -27,10 +27,21 @@ fn as_dtype(parts: Vec<Tensor>, dtype: DType) -> Result<Vec<Tensor>> {
     parts.iter().map(|part| Ok(part.to_dtype(dtype)?)).collect()
 }
 
+/// A chain of blocks: its output, and what the way back wants.
+fn record_blocks(blocks: &[Block], modulations: &[Modulation], x: &Tensor) -> Result<(Tensor, Vec<BlockKept>)> {
+    let (mut x, mut kept) = (x.clone(), Vec::with_capacity(blocks.len()));
+    for (block, m) in blocks.iter().zip(modulations) {
+        let (out, step) = block.record(&x, m)?;
+        kept.push(step);
+        x = out;
+    }
+    Ok((x, kept))
+}
+
 /// The gradients of a chain of blocks: that of its input, of the blocks' weights, and of each modulation.
 fn pull_blocks(
     blocks: &[Block],
-    kept: &[super::reverse::BlockKept],
+    kept: Vec<BlockKept>,
     modulations: &[Modulation],
     mut g: Tensor,
 ) -> Result<(Tensor, Vec<Tensor>, Vec<Tensor>)> {
@@ -54,13 +65,9 @@ impl Fpdit {
         let plain: Vec<Block> = self.pre.iter().map(Block::detach).collect();
         let m: Vec<Modulation> = modulations.iter().map(Modulation::detach).collect();
         let patches = self.embedder.patches(&x.detach())?;
-        let mut pre = self.embedder.tokens(&plain_patch, &patches)?;
-        let mut kept = Vec::with_capacity(plain.len());
-        for (block, m) in plain.iter().zip(&m) {
-            let (out, step) = block.record(&pre, m)?;
-            kept.push(step);
-            pre = out;
-        }
+        let embedder = self.embedder.clone();
+        let (pre, kept) = record_blocks(&plain, &m, &embedder.tokens(&plain_patch, &patches)?)?;
+        let kept = Once::new(kept);
         let injection = projection.forward(&pre)?;
         let plain_w_i = w_i.detach();
         let injected = fpdm_kernels::linear(&injection, &plain_w_i, Some(&b_i))?;
@@ -76,7 +83,8 @@ impl Fpdit {
                 of_projection.add(&dinjection, &pre)?;
                 let dpre = vjp::input_gradient(&dinjection, &projection.w)?;
                 drop(dinjection);
-                let (dembed, of_blocks, dm) = pull_blocks(&plain, &kept, &m, dpre)?;
+                let kept = kept.take(|| Ok(record_blocks(&plain, &m, &embedder.tokens(&plain_patch, &patches)?)?.1))?;
+                let (dembed, of_blocks, dm) = pull_blocks(&plain, kept, &m, dpre)?;
                 let mut of_patch = LinearSum::new(&plain_patch)?;
                 of_patch.add(&dembed, &patches)?;
                 let sums = of_patch.into_inner().into_iter().chain(of_blocks);
@@ -108,13 +116,9 @@ pub(super) fn after_by_hand(
     let m: Vec<Modulation> = modulations.iter().map(Modulation::detach).collect();
     let linear = final_layer.linear.detach();
     let [shift, scale] = FinalLayer::halves(&last.detach())?;
-    let mut x = z.detach().contiguous()?;
-    let mut kept = Vec::with_capacity(plain.len());
-    for (block, m) in plain.iter().zip(&m) {
-        let (out, step) = block.record(&x, m)?;
-        kept.push(step);
-        x = out;
-    }
+    let start = z.detach().contiguous()?;
+    let (x, kept) = record_blocks(&plain, &m, &start)?;
+    let kept = Once::new(kept);
     let out = linear.forward(&fpdm_kernels::layer_norm_modulate(&x, &shift, &scale, NORM_EPS)?)?;
 
     let backward = move |g: &Tensor| -> candle_core::Result<Pulled> {
@@ -125,7 +129,8 @@ pub(super) fn after_by_hand(
             let dh = vjp::input_gradient(&g, &linear.w)?;
             let (dx, dlast) = vjp::norm_gradients(&x, &scale, &dh, None, NORM_EPS)?;
             drop(dh);
-            let (dz, mut sums, dm) = pull_blocks(&plain, &kept, &m, dx)?;
+            let kept = kept.take(|| Ok(record_blocks(&plain, &m, &start)?.1))?;
+            let (dz, mut sums, dm) = pull_blocks(&plain, kept, &m, dx)?;
             sums.extend(of_linear.into_inner());
             let dlast = dlast.to_dtype(dm.first().map_or(dlast.dtype(), Tensor::dtype))?;
             let parts: Vec<&Tensor> = dm.iter().chain([&dlast]).collect();

@@ -128,7 +128,7 @@ impl Conditioner {
     /// [`Conditioner::labels`] to `(B, D)`, on the device alone; `None` where the network has none.
     pub(super) fn label(&self, y: Option<&Tensor>) -> Result<Option<Tensor>> {
         match (&self.label, y) {
-            (LabelEmbedder::Table(table), Some(y)) => Ok(Some(table.index_select(y, 0)?)),
+            (LabelEmbedder::Table(table), Some(y)) => Ok(Some(fpdm_kernels::lookup(table, y)?)),
             (LabelEmbedder::Mlp(first, second), Some(y)) => {
                 Ok(Some(second.forward(&fpdm_kernels::silu(&first.forward(y)?)?)?))
             }

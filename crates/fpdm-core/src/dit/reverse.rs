@@ -1,13 +1,15 @@
 //! The way back through the implicit map, written out.
 //!
 //! Of an application this keeps, in units of `(B, T, D)`: the point (1), the argument of the projection's GELU (2), and
-//! for each block its input (1), queries, keys and values (3), the attention (1), both branches before their gates (2)
-//! and the argument of the MLP's GELU (4): 14 for one block, where an autograd graph of the same operations keeps 23.
-//! The norms and both GELUs are computed again: passes over memory, no products.
+//! for each block its input (1), queries, keys and values (3), the attention (1), the argument of the MLP's GELU (4) and
+//! the MLP's branch before its gate (1): 13 for one block, where an autograd graph of the same operations keeps 23.
+//! The norms and both GELUs are computed again, passes over memory, and the attention's branch, the smallest product.
+
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
-use fpdm_kernels::vjp::{self, Attention, WeightSum};
+use fpdm_kernels::vjp::{self, Attention, GradientSum, WeightSum};
 
 use super::block::{Block, Modulation, NORM_EPS};
 use super::fpdit::ImplicitMap;
@@ -26,7 +28,6 @@ pub(super) struct BlockKept {
     x: Tensor,
     qkv: Tensor,
     attention: Attention,
-    attention_branch: Tensor,
     argument: Tensor,
     mlp_branch: Tensor,
 }
@@ -70,7 +71,7 @@ pub(super) struct BlockSums {
     fc1: LinearSum,
     fc2: LinearSum,
     /// Shift and scale side by side, then the gate; of attention, then of the MLP.
-    modulation: [Option<Tensor>; 4],
+    modulation: [GradientSum; 4],
 }
 
 impl BlockSums {
@@ -80,22 +81,20 @@ impl BlockSums {
             proj: LinearSum::new(&block.proj)?,
             fc1: LinearSum::new(&block.fc1)?,
             fc2: LinearSum::new(&block.fc2)?,
-            modulation: [None, None, None, None],
+            modulation: Default::default(),
         })
     }
 
     /// The gradients of the weights in the order of [`Block::weights`], and that of [`Modulation::all`], in f32 or more.
     pub(super) fn into_inner(self) -> Result<(Vec<Tensor>, Tensor)> {
         let Self { qkv, proj, fc1, fc2, modulation } = self;
-        let parts = modulation.into_iter().flatten().collect::<Vec<_>>();
+        let parts = modulation.into_iter().filter_map(GradientSum::into_inner).collect::<Vec<_>>();
         let weights = [qkv, proj, fc1, fc2].into_iter().flat_map(LinearSum::into_inner).collect();
         Ok((weights, Tensor::cat(&parts, 1)?))
     }
 
     fn add_modulation(&mut self, index: usize, gradient: &Tensor) -> Result<()> {
-        let before = self.modulation[index].take();
-        self.modulation[index] = vjp::add(before, gradient.to_dtype(at_least_f32(gradient))?)?;
-        Ok(())
+        Ok(self.modulation[index].add(gradient.to_dtype(at_least_f32(gradient))?)?)
     }
 }
 
@@ -117,17 +116,19 @@ impl Block {
         let (h, argument) = vjp::linear_gelu(&h, &self.fc1.w, Some(&self.fc1.b), None)?;
         let mlp_branch = self.fc2.forward(&h)?;
         let out = fpdm_kernels::gate_residual(&sum, last_gate, &mlp_branch)?;
-        Ok((out, BlockKept { x: x.clone(), qkv, attention, attention_branch, argument, mlp_branch }))
+        Ok((out, BlockKept { x: x.clone(), qkv, attention, argument, mlp_branch }))
     }
 
     /// [`Block::forward`] as one node of the graph.
     pub(super) fn forward_by_hand(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
-        let (plain, modulation) = (self.detach(), m.detach());
-        let (out, kept) = plain.record(&x.detach().contiguous()?, &modulation)?;
+        let (plain, modulation, start) = (self.detach(), m.detach(), x.detach().contiguous()?);
+        let (out, kept) = plain.record(&start, &modulation)?;
+        let kept = Once::new(kept);
         let backward = move |g: &Tensor| -> candle_core::Result<([Tensor; 2], Vec<Tensor>)> {
             let pulled = || -> Result<([Tensor; 2], Vec<Tensor>)> {
+                let kept = kept.take(|| Ok(plain.record(&start, &modulation)?.1))?;
                 let mut sums = BlockSums::new(&plain)?;
-                let dx = plain.pull(&kept, &modulation, &g.contiguous()?, &mut sums)?;
+                let dx = plain.pull(kept, &modulation, &g.contiguous()?, &mut sums)?;
                 let (weights, dm) = sums.into_inner()?;
                 let dm = dm.to_dtype(dx.dtype())?;
                 let weights = weights.iter().map(|w| Ok(w.to_dtype(dx.dtype())?)).collect::<Result<_>>()?;
@@ -147,41 +148,67 @@ impl Block {
     ///
     /// What is not needed any more is let go by name: a shadowed tensor would live to the end, and this is where most
     /// memory is in use.
-    pub(super) fn pull(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
-        let g = self.pull_mlp(kept, m, g, sums)?;
+    pub(super) fn pull(&self, kept: BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
+        let BlockKept { x, qkv, attention, argument, mlp_branch } = kept;
+        let branch = self.proj.forward(attention.out())?;
+        let g = self.pull_mlp((&x, &branch), (argument, mlp_branch), m, g, sums)?;
         let [shift, scale, gate] = &m.attention;
-        let (dgate, dbranch) = vjp::gate_gradients(&g, gate, &kept.attention_branch)?;
+        let (dgate, dbranch) = vjp::gate_gradients(&g, gate, &branch)?;
+        drop(branch);
         sums.add_modulation(1, &dgate)?;
-        sums.proj.add(&dbranch, kept.attention.out())?;
+        sums.proj.add(&dbranch, attention.out())?;
         let dout = vjp::input_gradient(&dbranch, &self.proj.w)?;
         drop(dbranch);
-        let dqkv = vjp::attention_gradient(&kept.qkv, self.heads, &kept.attention, &dout)?;
-        drop(dout);
-        sums.qkv.add(&dqkv, &fpdm_kernels::layer_norm_modulate(&kept.x, shift, scale, NORM_EPS)?)?;
+        let dqkv = vjp::attention_gradient(&qkv, self.heads, &attention, &dout)?;
+        drop((dout, qkv, attention));
+        sums.qkv.add(&dqkv, &fpdm_kernels::layer_norm_modulate(&x, shift, scale, NORM_EPS)?)?;
         let dh = vjp::input_gradient(&dqkv, &self.qkv.w)?;
         drop(dqkv);
-        let (g, both) = vjp::norm_gradients(&kept.x, scale, &dh, Some(&g), NORM_EPS)?;
+        let (g, both) = vjp::norm_gradients(&x, scale, &dh, Some(&g), NORM_EPS)?;
         sums.add_modulation(0, &both)?;
         Ok(g)
     }
 
-    /// From the gradient of the output to that between attention and MLP.
-    fn pull_mlp(&self, kept: &BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
+    /// From the gradient of the output to that between attention and MLP, for the input and the attention's branch.
+    fn pull_mlp(
+        &self,
+        (x, branch): (&Tensor, &Tensor),
+        (argument, mlp_branch): (Tensor, Tensor),
+        m: &Modulation,
+        g: &Tensor,
+        sums: &mut BlockSums,
+    ) -> Result<Tensor> {
         let [shift, scale, gate] = &m.mlp;
-        let (dgate, dbranch) = vjp::gate_gradients(g, gate, &kept.mlp_branch)?;
+        let (dgate, dbranch) = vjp::gate_gradients(g, gate, &mlp_branch)?;
+        drop(mlp_branch);
         sums.add_modulation(3, &dgate)?;
-        sums.fc2.add(&dbranch, &fpdm_kernels::gelu(&kept.argument)?)?;
-        let dargument = vjp::input_gradient_gelu(&dbranch, &self.fc2.w, &kept.argument)?;
-        drop(dbranch);
-        let parts = (&kept.x, &m.attention[2], &kept.attention_branch);
+        let dh = vjp::input_gradient(&dbranch, &self.fc2.w)?;
+        let (h, dargument) = vjp::gelu_gradient(argument, dh, Some(&mut sums.fc1.b))?;
+        sums.fc2.add(&dbranch, &h)?;
+        drop((h, dbranch));
+        let parts = (x, &m.attention[2], branch);
         let (sum, h) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
-        sums.fc1.add(&dargument, &h)?;
+        sums.fc1.w.add_product(&dargument, &h, 0)?;
         drop(h);
         let dh = vjp::input_gradient(&dargument, &self.fc1.w)?;
         drop(dargument);
         let (g, both) = vjp::norm_gradients(&sum, scale, &dh, Some(g), self.mlp_norm_eps)?;
         sums.add_modulation(2, &both)?;
         Ok(g)
+    }
+}
+
+/// What a way back uses up. A graph that is walked again computes it again.
+pub(super) struct Once<T>(Mutex<Option<T>>);
+
+impl<T> Once<T> {
+    pub(super) fn new(kept: T) -> Self {
+        Self(Mutex::new(Some(kept)))
+    }
+
+    pub(super) fn take(&self, again: impl FnOnce() -> Result<T>) -> Result<T> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kept.map_or_else(again, Ok)
     }
 }
 
@@ -197,7 +224,7 @@ impl Reversible for ImplicitMap {
             fc1: WeightSum::new(&self.fc1.w)?,
             fc2: LinearSum::new(&self.fc2)?,
             blocks: self.blocks.iter().map(BlockSums::new).collect::<Result<_>>()?,
-            injected: None,
+            injected: GradientSum::default(),
         }))
     }
 }
@@ -225,25 +252,27 @@ struct Way<'a> {
     fc1: WeightSum,
     fc2: LinearSum,
     blocks: Vec<BlockSums>,
-    injected: Option<Tensor>,
+    injected: GradientSum,
 }
 
 impl Reverse for Way<'_> {
-    fn pull(&mut self, kept: &Kept, gradient: &Tensor) -> Result<Tensor> {
-        let Some(kept) = kept.downcast_ref::<Application>() else {
+    fn pull(&mut self, kept: Kept, gradient: &Tensor) -> Result<Tensor> {
+        let Ok(kept) = kept.downcast::<Application>() else {
             return Err(Error::config("kept", "was recorded by another map; record and pull with the same one"));
         };
+        let Application { z, argument, blocks: kept } = *kept;
         let mut g = gradient.detach().contiguous()?;
-        let blocks = self.plain.blocks.iter().zip(&self.plain.modulations).zip(&kept.blocks).zip(&mut self.blocks);
+        let blocks = self.plain.blocks.iter().zip(&self.plain.modulations).zip(kept).zip(&mut self.blocks);
         for (((block, m), kept), sums) in blocks.rev() {
             g = block.pull(kept, m, &g, sums)?;
         }
-        self.fc2.add(&g, &fpdm_kernels::gelu(&kept.argument)?)?;
-        let dh = vjp::input_gradient_gelu(&g, &self.plain.fc2.w, &kept.argument)?;
-        drop(g);
-        self.fc1.add_product(&dh, &kept.z, 0)?;
-        let g = vjp::input_gradient(&dh, &self.plain.w_z)?;
-        self.injected = vjp::add(self.injected.take(), dh)?;
+        let dh = vjp::input_gradient(&g, &self.plain.fc2.w)?;
+        let (h, dargument) = vjp::gelu_gradient(argument, dh, None)?;
+        self.fc2.add(&g, &h)?;
+        drop((g, h));
+        self.fc1.add_product(&dargument, &z, 0)?;
+        let g = vjp::input_gradient(&dargument, &self.plain.w_z)?;
+        self.injected.add(dargument)?;
         Ok(g)
     }
 
@@ -251,7 +280,7 @@ impl Reverse for Way<'_> {
         let Self { map, fc1, fc2, blocks, injected, .. } = *self;
         // What the map was bound to has a graph of its own, which goes on from here.
         let mut pairs = Vec::new();
-        pairs.extend(injected.map(|g| (&map.injected, g)));
+        pairs.extend(injected.into_inner().map(|g| (&map.injected, g)));
         let mut store = GradStore::default();
         store.insert(&map.fc1.w, fc1.into_inner());
         fc2.insert(&map.fc2, &mut store)?;
@@ -265,7 +294,11 @@ impl Reverse for Way<'_> {
         sink(store)?;
         let mut root: Option<Tensor> = None;
         for (y, g) in pairs {
-            root = vjp::add(root, vjp::cotangent(y, &g.to_dtype(y.dtype())?)?)?;
+            let more = vjp::cotangent(y, &g.to_dtype(y.dtype())?)?;
+            root = Some(match root {
+                Some(root) => (root + more)?,
+                None => more,
+            });
         }
         match root {
             Some(root) if root.track_op() => sink(root.backward()?),
@@ -301,7 +334,12 @@ mod tests {
             let m = block.modulate(&c)?;
             let y = if by_hand { block.forward_by_hand(&x, &m)? } else { block.forward_composed(&x, &m)? };
             let root = (&y * g.as_detached_tensor())?.sum_all()?;
-            Ok((y, root.backward()?))
+            let first = root.backward()?;
+            // What the first walk used up is computed again.
+            let second = root.backward()?;
+            let same = |var: &Var| first.get(var).unwrap().eq(second.get(var).unwrap())?.min_all()?.to_scalar::<u8>();
+            assert_eq!(same(&x)?, 1);
+            Ok((y, second))
         };
         let ((y, got), (expected_y, expected)) = (run(true)?, run(false)?);
         let norm = |t: &Tensor| t.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>();

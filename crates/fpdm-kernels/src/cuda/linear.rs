@@ -168,15 +168,6 @@ fn project(
 
 /// `g w`
 pub(crate) fn input_gradient(g: &Tensor, w: &Tensor) -> Result<Tensor> {
-    pulled(g, w, None)
-}
-
-/// `g w` times the slope of GELU at `argument`.
-pub(crate) fn input_gradient_gelu(g: &Tensor, w: &Tensor, argument: &Tensor) -> Result<Tensor> {
-    pulled(g, w, Some(argument))
-}
-
-fn pulled(g: &Tensor, w: &Tensor, argument: Option<&Tensor>) -> Result<Tensor> {
     let device = device(g)?;
     let gpu = gpu(&device)?;
     let mut shape = g.dims().to_vec();
@@ -198,22 +189,10 @@ fn pulled(g: &Tensor, w: &Tensor, argument: Option<&Tensor>) -> Result<Tensor> {
         add: None,
         epilogue: Epilogue::Nothing,
     };
-    // The library's GELU is an approximation that f32 can tell from ours.
-    if let Some(argument) = argument.filter(|_| g.dtype() != DType::F32) {
-        let argument = Rows::dense(argument)?;
-        let epilogue = Epilogue::GeluSlope { argument: argument.ptr };
-        if gpu.lt.multiply(&gpu.stream, &Product { epilogue, ..product })? {
-            return out.fresh(shape).untracked(g);
-        }
-    }
     if !gpu.lt.multiply(&gpu.stream, &product)? {
         candle_core::bail!("linear, gradient of x: cuBLASLt has no algorithm for {product:?}")
     }
-    let plain = out.fresh(shape).untracked(g)?;
-    match argument {
-        None => Ok(plain),
-        Some(argument) => map::gelu_gradient(argument, &plain),
-    }
+    out.fresh(shape).untracked(g)
 }
 
 /// `gᵀ x`, and the sums of the rows of `g` if they are asked for.

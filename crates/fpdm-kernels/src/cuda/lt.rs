@@ -39,10 +39,6 @@ pub(super) enum Epilogue {
         bias: Option<u64>,
         argument: Option<u64>,
     },
-    /// Times the slope of GELU at the argument that was stored.
-    GeluSlope {
-        argument: u64,
-    },
 }
 
 /// `out = epilogue(left · right + beta · add)`, all row-major: left (m, k), right (k, n), out (m, n) with rows `stride`
@@ -107,7 +103,6 @@ impl Epilogue {
             Self::Gelu { bias: Some(_), argument: None } => Ep::CUBLASLT_EPILOGUE_GELU_BIAS,
             Self::Gelu { bias: None, argument: Some(_) } => Ep::CUBLASLT_EPILOGUE_GELU_AUX,
             Self::Gelu { bias: Some(_), argument: Some(_) } => Ep::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
-            Self::GeluSlope { .. } => Ep::CUBLASLT_EPILOGUE_DGELU,
         }
     }
 
@@ -122,7 +117,6 @@ impl Epilogue {
     fn argument(&self) -> Option<u64> {
         match *self {
             Self::Gelu { argument, .. } => argument,
-            Self::GeluSlope { argument } => Some(argument),
             _ => None,
         }
     }

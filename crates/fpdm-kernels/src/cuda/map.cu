@@ -34,3 +34,5 @@ MAP(gelu_forward, gelu(v))
 MAP(silu_forward, v * sigmoid(v))
 PULL(gelu_backward, d * gelu_slope(v))
 PULL(silu_backward, d * sigmoid(v) * (1.f + v * (1.f - sigmoid(v))))
+// The sum of both: `out` may be where `x` is.
+PULL(add, v + d)

@@ -61,6 +61,12 @@ pub(super) fn gelu_gradient(x: &Tensor, g: &Tensor) -> Result<Tensor> {
     pulled("gelu_backward", x, g)
 }
 
+/// Adds `g` to `sum` of the same type, in place.
+pub(crate) fn add(sum: &Tensor, g: &Tensor) -> Result<()> {
+    let (to, from) = (Rows::dense(sum)?, Rows::dense(g)?);
+    each(&*gpu(&device(sum)?)?, "add", sum.dtype(), [to.ptr, from.ptr, to.ptr], sum.elem_count())
+}
+
 pub(super) fn gelu_into(gpu: &Gpu, dtype: DType, x: u64, out: u64, elements: usize) -> Result<()> {
     each(gpu, "gelu_forward", dtype, [x, out], elements)
 }

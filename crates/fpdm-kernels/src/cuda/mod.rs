@@ -22,14 +22,14 @@ mod sums;
 pub(crate) use attention::{attention, attention_gradient, attention_with_sums, fits as attention_fits};
 pub(crate) use conv::{conv2d, input_gradient as conv_input_gradient, weight_gradient as conv_weight_gradient};
 pub(crate) use linear::{
-    add_weight_gradient, input_gradient, input_gradient_gelu, linear, linear_add_gelu, linear_gate_residual,
-    linear_gate_residual_norm, linear_gelu, linear_gelu_with_argument,
+    add_weight_gradient, input_gradient, linear, linear_add_gelu, linear_gate_residual, linear_gate_residual_norm,
+    linear_gelu, linear_gelu_with_argument,
 };
-pub(crate) use map::{bias, gate_residual, gelu, silu};
+pub(crate) use map::{add, bias, gate_residual, gelu, silu};
 pub(crate) use norm::{fits as row_fits, gate_residual_norm, layer_norm_modulate, norm_gradients, softmax};
 pub(crate) use pixels::{affine, depthwise_conv2d, fits as pixels_fit, joined, moments, through};
 pub(crate) use rows::zero;
-pub(crate) use sums::{gate_gradients, residual_squares, rows as sum_rows};
+pub(crate) use sums::{LOOKUPS, add_rows, gate_gradients, gelu_gradient, lookup, residual_squares};
 
 pub use adamw::{Adamw, adamw, norm};
 pub use device::{Cuda, Tf32, cuda, peak_bytes, reset_peak};

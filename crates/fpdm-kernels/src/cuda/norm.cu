@@ -108,77 +108,134 @@ extern "C" __global__ void gate_norm_forward(
     store_row(r, out + at, packs, lane);
 }
 
-// Block (32, 4), grid (chunks, groups): a block walks `chunk` rows of one group, writes dx and, to partial (groups,
-// chunks, 2 width) in f32, its share of the gradients of shift and of scale. `plus`, if there, is added to dx: the
-// gradient that reaches x another way.
-extern "C" __global__ void norm_backward(
-    const T* x, const T* scale, const T* g, const T* plus, T* dx, float* partial, int packs, int rows, int chunk,
-    int scale_stride, float eps) {
+// Adds each of `v` up over a team of `warps` warps; `room` is for this sum alone.
+template <int N>
+__device__ __forceinline__ void team_sums(float (&v)[N], float* room, int warps) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float* mine = room + threadIdx.y * warps * N;
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = warp_sum(v[i]);
+    if (lane == 0)
+#pragma unroll
+        for (int i = 0; i < N; i++) mine[warp * N + i] = v[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = 0.f;
+    for (int w = 0; w < warps; w++)
+#pragma unroll
+        for (int i = 0; i < N; i++) v[i] += mine[w * N + i];
+}
+
+// Block (team, teams), grid (chunks, groups): a block walks `chunk` rows of one group, two of them a team at a time, STEPS packs a
+// thread; writes dx and, to partial (groups, chunks, 2 width) in f32, its share of the gradients of shift and of scale.
+// `plus`, if there, is added to dx: the gradient that reaches x another way. Shared: the larger of 8 * warps of the block
+// and 2 width floats.
+extern "C" __global__ void __launch_bounds__(256) norm_backward(
+    const T* __restrict__ x, const T* __restrict__ scale, const T* __restrict__ g, const T* __restrict__ plus, T* __restrict__ dx,
+    float* partial, int packs, int rows, int chunk, int scale_stride, float eps) {
     extern __shared__ float shared[];
-    int lane = threadIdx.x, warp = threadIdx.y, group = blockIdx.y, width = packs * VEC;
-    int first = blockIdx.x * chunk, last = min(first + chunk, rows);
-    float dshift[STEPS][VEC] = {}, dscale[STEPS][VEC] = {};
-    const T* factor = scale + (long long)group * scale_stride;
-    for (int row = first + warp; row < last; row += WARPS) {
-        long long at = ((long long)group * rows + row) * width;
-        Row r, d;
-        float mean, inverse, a = 0.f, b = 0.f;
-        load_row(r, x + at, packs, lane);
-        load_row(d, g + at, packs, lane);
-        moments(r, packs, lane, eps, mean, inverse);
+    const int warps = blockDim.x / 32, all = warps * blockDim.y, group = blockIdx.y, width = packs * VEC;
+    const int first = blockIdx.x * chunk, last = min(first + chunk, rows);
+    float dshift[STEPS][VEC] = {}, dscale[STEPS][VEC] = {}, factor[STEPS][VEC];
 #pragma unroll
-        for (int s = 0; s < STEPS; s++) {
-            int pack = s * 32 + lane;
-            if (pack < packs) {
-                float f[VEC];
-                load(factor + pack * VEC, f);
+    for (int s = 0; s < STEPS; s++) {
+        int pack = s * blockDim.x + threadIdx.x;
+        if (pack < packs) load(scale + (long long)group * scale_stride + pack * VEC, factor[s]);
 #pragma unroll
-                for (int k = 0; k < VEC; k++) {
-                    float unit = (r.x[s][k] - mean) * inverse;
-                    dshift[s][k] += d.x[s][k];
-                    dscale[s][k] = fmaf(d.x[s][k], unit, dscale[s][k]);
-                    d.x[s][k] *= 1.f + f[k];
-                    a += d.x[s][k];
-                    b = fmaf(d.x[s][k], unit, b);
-                    r.x[s][k] = unit;
-                }
-            }
-        }
-        a = warp_sum(a) / (float)width;
-        b = warp_sum(b) / (float)width;
-#pragma unroll
-        for (int s = 0; s < STEPS; s++) {
-            int pack = s * 32 + lane;
-            if (pack < packs) {
-                float p[VEC];
-                if (plus) load(plus + at + pack * VEC, p);
-#pragma unroll
-                for (int k = 0; k < VEC; k++) {
-                    float v = (d.x[s][k] - a - r.x[s][k] * b) * inverse;
-                    r.x[s][k] = plus ? v + p[k] : v;
-                }
-            }
-        }
-        store_row(r, dx + at, packs, lane);
+        for (int k = 0; k < VEC; k++) factor[s][k] = pack < packs ? 1.f + factor[s][k] : 0.f;
     }
-    // Warps add up one after the other: a fixed order.
-    for (int w = 0; w < WARPS; w++) {
-        if (warp == w)
+    for (int from = first; from < last; from += 2 * blockDim.y) {
+        const int row = from + 2 * threadIdx.y;
+        float r[2][STEPS][VEC], d[2][STEPS][VEC], p[2][STEPS][VEC];
+#pragma unroll
+        for (int i = 0; i < 2; i++)
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
-                int pack = s * 32 + lane;
+                int pack = s * blockDim.x + threadIdx.x;
+                bool there = pack < packs && row + i < last;
+                long long at = (((long long)group * rows + row + i) * packs + pack) * VEC;
+#pragma unroll
+                for (int k = 0; k < VEC; k++) r[i][s][k] = d[i][s][k] = p[i][s][k] = 0.f;
+                if (there) {
+                    load(x + at, r[i][s]);
+                    load(g + at, d[i][s]);
+                    if (plus) load(plus + at, p[i][s]);
+                }
+            }
+        float sum[2] = {}, squares[2] = {}, both[4] = {};
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int s = 0; s < STEPS; s++)
+#pragma unroll
+                for (int k = 0; k < VEC; k++) sum[i] += r[i][s][k];
+        team_sums(sum, shared, warps);
+        // Two passes over registers, so that nothing cancels.
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int s = 0; s < STEPS; s++)
+#pragma unroll
+                for (int k = 0; k < VEC; k++) {
+                    r[i][s][k] -= sum[i] / (float)width;
+                    if (s * blockDim.x + threadIdx.x < packs) squares[i] = fmaf(r[i][s][k], r[i][s][k], squares[i]);
+                }
+        team_sums(squares, shared + 2 * all, warps);
+        float inverse[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            inverse[i] = row + i < last ? rsqrtf(squares[i] / (float)width + eps) : 0.f;
+#pragma unroll
+            for (int s = 0; s < STEPS; s++)
+#pragma unroll
+                for (int k = 0; k < VEC; k++) {
+                    float unit = r[i][s][k] * inverse[i], v = d[i][s][k];
+                    dshift[s][k] += v;
+                    dscale[s][k] = fmaf(v, unit, dscale[s][k]);
+                    v *= factor[s][k];
+                    both[2 * i] += v;
+                    both[2 * i + 1] = fmaf(v, unit, both[2 * i + 1]);
+                    r[i][s][k] = unit;
+                    d[i][s][k] = v;
+                }
+        }
+        team_sums(both, shared + 4 * all, warps);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float a = both[2 * i] / (float)width, b = both[2 * i + 1] / (float)width;
+#pragma unroll
+            for (int s = 0; s < STEPS; s++) {
+                int pack = s * blockDim.x + threadIdx.x;
+                if (pack < packs && row + i < last) {
+#pragma unroll
+                    for (int k = 0; k < VEC; k++) {
+                        float v = (d[i][s][k] - a - r[i][s][k] * b) * inverse[i];
+                        r[i][s][k] = plus ? v + p[i][s][k] : v;
+                    }
+                    store(dx + (((long long)group * rows + row + i) * packs + pack) * VEC, r[i][s]);
+                }
+            }
+        }
+    }
+    __syncthreads();
+    // Teams add up one after the other: a fixed order.
+    for (int team = 0; team < blockDim.y; team++) {
+        if (threadIdx.y == team)
+#pragma unroll
+            for (int s = 0; s < STEPS; s++) {
+                int pack = s * blockDim.x + threadIdx.x;
                 if (pack < packs)
 #pragma unroll
                     for (int k = 0; k < VEC; k++) {
                         int c = pack * VEC + k;
-                        shared[c] = w ? shared[c] + dshift[s][k] : dshift[s][k];
-                        shared[width + c] = w ? shared[width + c] + dscale[s][k] : dscale[s][k];
+                        shared[c] = team ? shared[c] + dshift[s][k] : dshift[s][k];
+                        shared[width + c] = team ? shared[width + c] + dscale[s][k] : dscale[s][k];
                     }
             }
         __syncthreads();
     }
     float* out = partial + ((long long)group * gridDim.x + blockIdx.x) * 2 * width;
-    for (int c = warp * 32 + lane; c < 2 * width; c += 32 * WARPS) out[c] = shared[c];
+    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < 2 * width; c += blockDim.x * blockDim.y) out[c] = shared[c];
 }
 
 // Softmax of rows, and its gradient from the result.

@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use super::gpu::{Arg, Source, Variant, gpu, int};
 use super::map;
 use super::rows::{Out, Rows, device, vec};
-use super::sums;
+use super::sums::Partial;
 use crate::record::{record1, record3, wanted};
 
 const NORM: Source = Source { name: "norm", text: include_str!("norm.cu") };
@@ -67,29 +67,34 @@ pub(crate) fn norm_gradients(
     let vec = vec(x.dtype(), &all);
     let (groups, width) = (scales.rows, rows.width);
     let group = rows.rows / groups;
-    // Some 500 blocks of at least eight rows.
-    let chunks = (512 / groups).clamp(1, group.div_ceil(8));
+    let packs = width / vec;
+    let team = packs.next_multiple_of(32).min(256);
+    let teams = 256 / team;
+    // Some 500 blocks of at least four rounds.
+    let chunks = (512 / groups).clamp(1, group.div_ceil(8 * teams));
     let chunk = group.div_ceil(chunks);
     let chunks = group.div_ceil(chunk);
     let dx = Out::new(&device, x.dtype(), x.elem_count())?;
-    let partial = Out::new(&device, DType::F32, groups * chunks * 2 * width)?;
+    let partial = Partial::new(&device, (x.dtype(), vec), (groups, chunks, 2 * width))?;
     let args = [
         Arg::Ptr(rows.ptr),
         Arg::Ptr(scales.ptr),
         Arg::Ptr(grads.ptr),
         Arg::Ptr(plus.as_ref().map_or(0, |p| p.ptr)),
         Arg::Ptr(dx.ptr),
-        Arg::Ptr(partial.ptr),
-        int(width / vec)?,
+        Arg::Ptr(partial.sums.ptr),
+        int(packs)?,
         int(group)?,
         int(chunk)?,
         int(scales.stride)?,
         Arg::Float(eps as f32),
     ];
-    let kernel = (&NORM, "norm_backward", variant(x.dtype(), vec, width));
-    gpu(&device)?.launch(kernel, ((chunks, groups, 1), (32, WARPS as u32, 1)), 2 * width * size_of::<f32>(), &args)?;
-    let both = sums::finish(&device, (x.dtype(), vec), partial.ptr, (groups, chunks, 2 * width))?;
-    Ok((dx.fresh(x.shape()).untracked(x)?, both.fresh((groups, 2 * width)).untracked(x)?))
+    let variant = Variant { dtype: x.dtype(), vec, steps: packs.div_ceil(team), head: 0 };
+    let shared = (2 * width).max(8 * team / 32 * teams) * size_of::<f32>();
+    let grid = ((chunks, groups, 1), (team as u32, teams as u32, 1));
+    gpu(&device)?.launch((&NORM, "norm_backward", variant), grid, shared, &args)?;
+    let both = partial.total()?.fresh((groups, 2 * width)).untracked(x)?;
+    Ok((dx.fresh(x.shape()).untracked(x)?, both))
 }
 
 /// `sum = x + gate y` and `norm(sum) (1 + scale) + shift`, one pass where nothing is tracked. The width must fit.

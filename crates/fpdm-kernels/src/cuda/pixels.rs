@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use super::conv::View;
 use super::gpu::{Arg, Source, Variant, gpu, int};
 use super::rows::{Out, Rows, device};
-use super::sums;
+use super::sums::Partial;
 use crate::conv2d::Conv2d;
 use crate::record::Fresh;
 
@@ -107,21 +107,18 @@ pub(crate) fn through(y: &Tensor, g: &Tensor, how: Conv2d, sums: bool) -> Result
     let area = height * width;
     let (gs, ys) = (Rows::dense(g)?, if acts { Some(Rows::dense(y)?) } else { None });
     let out = if acts { Some(Out::new(&device, g.dtype(), g.elem_count())?) } else { None };
-    let partial = if sums { Some(Out::new(&device, DType::F32, batch * channels)?) } else { None };
+    let partial = if sums { Some(Partial::new(&device, (g.dtype(), 1), (1, batch, channels))?) } else { None };
     let pointers = [gs.ptr, ys.as_ref().map_or(0, |y| y.ptr), out.as_ref().map_or(0, |o| o.ptr)];
     let vec = vec_of(g.dtype(), area, &pointers);
     let most = how.cap.map_or(f32::INFINITY, f32::from);
     let mut args = pointers.map(Arg::Ptr).to_vec();
-    args.extend([Arg::Ptr(partial.as_ref().map_or(0, |p| p.ptr)), int(area)?]);
+    args.extend([Arg::Ptr(partial.as_ref().map_or(0, |p| p.sums.ptr)), int(area)?]);
     args.extend([Arg::Int(how.relu.into()), Arg::Float(most)]);
     let grid = ((channels, batch, 1), (256, 1, 1));
     gpu(&device)?.launch((&PIXELS, "masked_sums", plain(g.dtype(), vec)), grid, 0, &args)?;
     let sums = match partial {
         None => None,
-        Some(partial) => {
-            let total = sums::finish(&device, (g.dtype(), 1), partial.ptr, (1, batch, channels))?;
-            Some(total.fresh(channels).untracked(g)?)
-        }
+        Some(partial) => Some(partial.total()?.fresh(channels).untracked(g)?),
     };
     let g = match out {
         None => g.clone(),

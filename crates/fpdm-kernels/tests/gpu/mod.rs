@@ -1,7 +1,15 @@
 //! The device of the tests on a GPU, and its memory.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use candle_core::{Device, Result, Tensor};
 use fpdm_kernels::cuda::{Cuda, Tf32, cuda};
+
+/// Hold this for the length of a test: tests share a device, and what one does while another records would be recorded too.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(crate) fn device() -> Device {
     static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Tensor, Var};
 use fpdm_core::{Error, FixedPointMap, Iterate, Problem, Result, Reversible};
@@ -143,6 +143,8 @@ fn reversed(map: Arc<dyn Reversible>, start: &Tensor, (n, m): (usize, usize), me
     }
     let last = last.ok_or_else(|| Error::config("with_grad", "0 iterations have no gradient; use 1 or more"))?;
     let starts: Vec<Tensor> = std::iter::once(start).chain(&points).step_by(segment).cloned().collect();
+    // The way back uses up what was kept; where there is nothing, or a second walk, it is computed again.
+    let kept = Mutex::new(kept);
     Estimate::new(n, points, last, m, move |cotangents, sink| {
         let mut way = map.begin()?;
         let mut carried: Option<Tensor> = None;
@@ -150,20 +152,15 @@ fn reversed(map: Arc<dyn Reversible>, start: &Tensor, (n, m): (usize, usize), me
             if carried.is_none() && cotangents.iter().all(Option::is_none) {
                 continue;
             }
-            let again = match memory {
-                Memory::Store => Vec::new(),
-                Memory::Recompute(_) => {
-                    let (mut z, mut steps) = (starts[i].clone(), Vec::with_capacity(cotangents.len()));
-                    for _ in cotangents {
-                        let (fz, step) = map.record(&z)?;
-                        steps.push(step);
-                        z = fz;
-                    }
-                    steps
-                }
-            };
-            let steps = if memory == Memory::Store { &kept } else { &again };
-            for (step, cotangent) in steps.iter().zip(cotangents).rev() {
+            let mut steps = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut z = starts[i].clone();
+            for _ in steps.len()..cotangents.len() {
+                let (fz, step) = map.record(&z)?;
+                steps.push(step);
+                z = fz;
+            }
+            drop(z);
+            for (step, cotangent) in steps.into_iter().zip(cotangents).rev() {
                 carried = match (carried.take(), cotangent) {
                     (Some(a), Some(b)) => Some((a + b)?),
                     (a, b) => a.or_else(|| b.clone()),
