@@ -8,7 +8,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
 use crate::conv2d::{self, Conv2d};
 use crate::dispatch::{Route, by_dtype, route};
@@ -145,15 +145,20 @@ pub fn gelu_gradient(argument: Tensor, g: Tensor, bias: Option<&mut WeightSum>) 
     }
 }
 
-/// The gradients of `gate` (B, D) and `y` (B, T, D) in `x + gate y`; that of `x` is `g`.
+/// The gradient of `y` (B, T, D) in `x + gate y`; that of `gate` (B, D) is added to `of_gate`, and that of `x` is `g`.
 ///
 /// # Errors
 /// If shapes do not fit, or there are no kernels.
-pub fn gate_gradients(g: &Tensor, gate: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
+pub fn gate_gradients(g: &Tensor, gate: &Tensor, y: &Tensor, of_gate: &mut WeightSum) -> Result<Tensor> {
+    of_gate.fits(gate.dims())?;
     match route(g) {
-        Route::Cpu => gate_residual::gradients(g, gate, y),
+        Route::Cpu => {
+            let (dgate, dy) = gate_residual::gradients(g, gate, y)?;
+            of_gate.add(&dgate)?;
+            Ok(dy)
+        }
         #[cfg(feature = "cuda")]
-        Route::Cuda => crate::cuda::gate_gradients(g, gate, y),
+        Route::Cuda => crate::cuda::gate_gradients(g, gate, y, &of_gate.sum),
         _ => unsupported("vjp::gate_gradients", g),
     }
 }
@@ -179,28 +184,31 @@ pub fn gate_residual_norm(
     }
 }
 
-/// The gradients of `norm(x) (1 + scale) + shift`: of `x`, with `plus` added if there is one, and of shift and scale side
-/// by side, (B, 2 D).
+/// The gradient of `x` in `norm(x) (1 + scale) + shift`, with `plus` added if there is one; those of shift and scale are
+/// added to `both`, side by side (B, 2 D).
 ///
 /// # Errors
 /// If shapes do not fit, or there are no kernels.
 pub fn norm_gradients(
-    x: &Tensor,
-    scale: &Tensor,
+    (x, scale): (&Tensor, &Tensor),
     g: &Tensor,
     plus: Option<&Tensor>,
     eps: f64,
-) -> Result<(Tensor, Tensor)> {
+    both: &mut WeightSum,
+) -> Result<Tensor> {
+    let (batch, width) = scale.dims2()?;
+    both.fits(&[batch, 2 * width])?;
     match route(x) {
         Route::Cpu => {
-            let (dx, both) = norm::gradients(x, scale, g, eps)?;
+            let (dx, vectors) = norm::gradients(x, scale, g, eps)?;
+            both.add(&vectors)?;
             match plus {
-                Some(plus) => Ok(((dx + plus)?, both)),
-                None => Ok((dx, both)),
+                Some(plus) => dx + plus,
+                None => Ok(dx),
             }
         }
         #[cfg(feature = "cuda")]
-        Route::Cuda => crate::cuda::norm_gradients(x, scale, g, plus, eps),
+        Route::Cuda => crate::cuda::norm_gradients((x, scale), g, plus, eps, &both.sum),
         _ => unsupported("vjp::norm_gradients", x),
     }
 }
@@ -257,8 +265,28 @@ impl WeightSum {
     /// # Errors
     /// If there is no memory.
     pub fn new(w: &Tensor) -> Result<Self> {
-        let dtype = if w.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        Ok(Self { sum: Tensor::zeros(w.shape(), dtype, w.device())? })
+        Self::shaped(w.shape(), w)
+    }
+
+    /// Zero, of any shape, in a type that is enough for gradients in that of `like`.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn shaped(shape: impl Into<Shape>, like: &Tensor) -> Result<Self> {
+        let dtype = if like.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        Ok(Self { sum: Tensor::zeros(shape, dtype, like.device())? })
+    }
+
+    fn fits(&self, dims: &[usize]) -> Result<()> {
+        if self.sum.dims() != dims {
+            bail!("WeightSum: a gradient {dims:?} does not fit {:?}", self.sum.dims())
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, g: &Tensor) -> Result<()> {
+        self.sum = (&self.sum + g.to_dtype(self.sum.dtype())?)?;
+        Ok(())
     }
 
     /// Adds `gᵀ x` to the columns from `column` on: `g` (.., O), `x` (.., I').
@@ -294,12 +322,9 @@ impl WeightSum {
     /// # Errors
     /// If shapes do not fit, or there are no kernels.
     pub fn add_rows(&mut self, g: &Tensor) -> Result<()> {
-        let width = g.dims().last().copied().unwrap_or(0);
-        if self.sum.dims() != [width] {
-            bail!("WeightSum: rows of {width} do not fit {:?}", self.sum.dims())
-        }
+        self.fits(&[g.dims().last().copied().unwrap_or(0)])?;
         match route(g) {
-            Route::Cpu => self.sum = (&self.sum + linear::bias_gradient(g)?.to_dtype(self.sum.dtype())?)?,
+            Route::Cpu => self.add(&linear::bias_gradient(g)?)?,
             #[cfg(feature = "cuda")]
             Route::Cuda => crate::cuda::add_rows(&self.sum, g)?,
             _ => return unsupported("WeightSum", g),

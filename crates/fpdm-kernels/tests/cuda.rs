@@ -242,13 +242,26 @@ fn written_out() -> Result<()> {
             for plus in [None, Some(&plus)] {
                 poison(b * t * d)?;
                 let of_device = plus.map(&there).transpose()?;
-                let (dx, both) =
-                    vjp::norm_gradients(&there(&x)?, &there(&scale)?, &there(&g)?, of_device.as_ref(), 1e-6)?;
-                let (dx_host, both_host) = vjp::norm_gradients(&x, &scale, &g, plus, 1e-6)?;
-                // A row of one element has no gradient but the rounding of its mean.
-                near("norm", &dx, &dx_host)?;
-                near("norm's vectors", &both, &both_host)?;
+                let mut both = vjp::WeightSum::shaped((b, 2 * d), &there(&scale)?)?;
+                let mut both_host = vjp::WeightSum::shaped((b, 2 * d), &scale)?;
+                for _ in 0..2 {
+                    let (x_there, scale_there, g_there) = (there(&x)?, there(&scale)?, there(&g)?);
+                    let dx =
+                        vjp::norm_gradients((&x_there, &scale_there), &g_there, of_device.as_ref(), 1e-6, &mut both)?;
+                    let dx_host = vjp::norm_gradients((&x, &scale), &g, plus, 1e-6, &mut both_host)?;
+                    near("norm", &dx, &dx_host)?;
+                }
+                near("norm's vectors", &both.into_inner(), &both_host.into_inner())?;
             }
+
+            let (mut of_gate, mut of_gate_host) = (vjp::WeightSum::new(&there(&scale)?)?, vjp::WeightSum::new(&scale)?);
+            for _ in 0..2 {
+                poison(b * t * d)?;
+                let dy = vjp::gate_gradients(&there(&g)?, &there(&scale)?, &there(&x)?, &mut of_gate)?;
+                let dy_host = vjp::gate_gradients(&g, &scale, &x, &mut of_gate_host)?;
+                near("gated", &dy, &dy_host)?;
+            }
+            near("gate", &of_gate.into_inner(), &of_gate_host.into_inner())?;
 
             let (mut sum, mut of_host) = (vjp::GradientSum::default(), vjp::GradientSum::default());
             for term in [&x, &g, &plus] {

@@ -4,7 +4,7 @@
 //! copied once. Where there are kernels for it and something is tracked, [`Fpdit`] goes this way; the result is the same.
 
 use candle_core::{DType, Tensor};
-use fpdm_kernels::vjp;
+use fpdm_kernels::vjp::{self, WeightSum};
 
 use super::block::{Block, Modulation, NORM_EPS};
 use super::final_layer::FinalLayer;
@@ -47,7 +47,7 @@ fn pull_blocks(
 ) -> Result<(Tensor, Vec<Tensor>, Vec<Tensor>)> {
     let mut parts = Vec::with_capacity(blocks.len());
     for ((block, kept), m) in blocks.iter().zip(kept).zip(modulations).rev() {
-        let mut sums = BlockSums::new(block)?;
+        let mut sums = BlockSums::new(block, m)?;
         g = block.pull(kept, m, &g, &mut sums)?;
         parts.push(sums.into_inner()?);
     }
@@ -127,12 +127,14 @@ pub(super) fn after_by_hand(
             let mut of_linear = LinearSum::new(&linear)?;
             of_linear.add(&g, &fpdm_kernels::layer_norm_modulate(&x, &shift, &scale, NORM_EPS)?)?;
             let dh = vjp::input_gradient(&g, &linear.w)?;
-            let (dx, dlast) = vjp::norm_gradients(&x, &scale, &dh, None, NORM_EPS)?;
+            let (batch, width) = scale.dims2()?;
+            let mut dlast = WeightSum::shaped((batch, 2 * width), &scale)?;
+            let dx = vjp::norm_gradients((&x, &scale), &dh, None, NORM_EPS, &mut dlast)?;
             drop(dh);
+            let dlast = dlast.into_inner();
             let kept = kept.take(|| Ok(record_blocks(&plain, &m, &start)?.1))?;
             let (dz, mut sums, dm) = pull_blocks(&plain, kept, &m, dx)?;
             sums.extend(of_linear.into_inner());
-            let dlast = dlast.to_dtype(dm.first().map_or(dlast.dtype(), Tensor::dtype))?;
             let parts: Vec<&Tensor> = dm.iter().chain([&dlast]).collect();
             Ok(([dz, together(&parts)?.to_dtype(g.dtype())?], as_dtype(sums, g.dtype())?))
         };

@@ -7,8 +7,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
 use fpdm_kernels::vjp::{self, Attention, GradientSum, WeightSum};
 
 use super::block::{Block, Modulation, NORM_EPS};
@@ -71,35 +71,31 @@ pub(super) struct BlockSums {
     fc1: LinearSum,
     fc2: LinearSum,
     /// Shift and scale side by side, then the gate; of attention, then of the MLP.
-    modulation: [GradientSum; 4],
+    modulation: [WeightSum; 4],
 }
 
 impl BlockSums {
-    pub(super) fn new(block: &Block) -> Result<Self> {
+    pub(super) fn new(block: &Block, m: &Modulation) -> Result<Self> {
+        let vectors = |parts: usize| -> Result<WeightSum> {
+            let (batch, width) = m.mlp[0].dims2()?;
+            Ok(WeightSum::shaped((batch, parts * width), &m.mlp[0])?)
+        };
         Ok(Self {
             qkv: LinearSum::new(&block.qkv)?,
             proj: LinearSum::new(&block.proj)?,
             fc1: LinearSum::new(&block.fc1)?,
             fc2: LinearSum::new(&block.fc2)?,
-            modulation: Default::default(),
+            modulation: [vectors(2)?, vectors(1)?, vectors(2)?, vectors(1)?],
         })
     }
 
     /// The gradients of the weights in the order of [`Block::weights`], and that of [`Modulation::all`], in f32 or more.
     pub(super) fn into_inner(self) -> Result<(Vec<Tensor>, Tensor)> {
         let Self { qkv, proj, fc1, fc2, modulation } = self;
-        let parts = modulation.into_iter().filter_map(GradientSum::into_inner).collect::<Vec<_>>();
+        let parts = modulation.map(WeightSum::into_inner);
         let weights = [qkv, proj, fc1, fc2].into_iter().flat_map(LinearSum::into_inner).collect();
         Ok((weights, Tensor::cat(&parts, 1)?))
     }
-
-    fn add_modulation(&mut self, index: usize, gradient: &Tensor) -> Result<()> {
-        Ok(self.modulation[index].add(gradient.to_dtype(at_least_f32(gradient))?)?)
-    }
-}
-
-fn at_least_f32(t: &Tensor) -> DType {
-    if t.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 impl Block {
@@ -127,7 +123,7 @@ impl Block {
         let backward = move |g: &Tensor| -> candle_core::Result<([Tensor; 2], Vec<Tensor>)> {
             let pulled = || -> Result<([Tensor; 2], Vec<Tensor>)> {
                 let kept = kept.take(|| Ok(plain.record(&start, &modulation)?.1))?;
-                let mut sums = BlockSums::new(&plain)?;
+                let mut sums = BlockSums::new(&plain, &modulation)?;
                 let dx = plain.pull(kept, &modulation, &g.contiguous()?, &mut sums)?;
                 let (weights, dm) = sums.into_inner()?;
                 let dm = dm.to_dtype(dx.dtype())?;
@@ -153,9 +149,8 @@ impl Block {
         let branch = self.proj.forward(attention.out())?;
         let g = self.pull_mlp((&x, &branch), (argument, mlp_branch), m, g, sums)?;
         let [shift, scale, gate] = &m.attention;
-        let (dgate, dbranch) = vjp::gate_gradients(&g, gate, &branch)?;
+        let dbranch = vjp::gate_gradients(&g, gate, &branch, &mut sums.modulation[1])?;
         drop(branch);
-        sums.add_modulation(1, &dgate)?;
         sums.proj.add(&dbranch, attention.out())?;
         let dout = vjp::input_gradient(&dbranch, &self.proj.w)?;
         drop(dbranch);
@@ -164,9 +159,7 @@ impl Block {
         sums.qkv.add(&dqkv, &fpdm_kernels::layer_norm_modulate(&x, shift, scale, NORM_EPS)?)?;
         let dh = vjp::input_gradient(&dqkv, &self.qkv.w)?;
         drop(dqkv);
-        let (g, both) = vjp::norm_gradients(&x, scale, &dh, Some(&g), NORM_EPS)?;
-        sums.add_modulation(0, &both)?;
-        Ok(g)
+        Ok(vjp::norm_gradients((&x, scale), &dh, Some(&g), NORM_EPS, &mut sums.modulation[0])?)
     }
 
     /// From the gradient of the output to that between attention and MLP, for the input and the attention's branch.
@@ -179,9 +172,8 @@ impl Block {
         sums: &mut BlockSums,
     ) -> Result<Tensor> {
         let [shift, scale, gate] = &m.mlp;
-        let (dgate, dbranch) = vjp::gate_gradients(g, gate, &mlp_branch)?;
+        let dbranch = vjp::gate_gradients(g, gate, &mlp_branch, &mut sums.modulation[3])?;
         drop(mlp_branch);
-        sums.add_modulation(3, &dgate)?;
         let dh = vjp::input_gradient(&dbranch, &self.fc2.w)?;
         let (h, dargument) = vjp::gelu_gradient(argument, dh, Some(&mut sums.fc1.b))?;
         sums.fc2.add(&dbranch, &h)?;
@@ -192,9 +184,7 @@ impl Block {
         drop(h);
         let dh = vjp::input_gradient(&dargument, &self.fc1.w)?;
         drop(dargument);
-        let (g, both) = vjp::norm_gradients(&sum, scale, &dh, Some(g), self.mlp_norm_eps)?;
-        sums.add_modulation(2, &both)?;
-        Ok(g)
+        Ok(vjp::norm_gradients((&sum, scale), &dh, Some(g), self.mlp_norm_eps, &mut sums.modulation[2])?)
     }
 }
 
@@ -223,7 +213,12 @@ impl Reversible for ImplicitMap {
             plain: self.detach(),
             fc1: WeightSum::new(&self.fc1.w)?,
             fc2: LinearSum::new(&self.fc2)?,
-            blocks: self.blocks.iter().map(BlockSums::new).collect::<Result<_>>()?,
+            blocks: self
+                .blocks
+                .iter()
+                .zip(&self.modulations)
+                .map(|(b, m)| BlockSums::new(b, m))
+                .collect::<Result<_>>()?,
             injected: GradientSum::default(),
         }))
     }
@@ -309,7 +304,7 @@ impl Reverse for Way<'_> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
     use candle_nn::VarBuilder;
 
     use super::super::config::{Config, Size};

@@ -108,22 +108,27 @@ extern "C" __global__ void gate_norm_forward(
     store_row(r, out + at, packs, lane);
 }
 
-// Adds each of `v` up over a team of `warps` warps; `room` is for this sum alone.
+// Adds each of `v` up over a team of `warps` warps; `room` is for this sum alone. A warp's sums are read at once.
 template <int N>
 __device__ __forceinline__ void team_sums(float (&v)[N], float* room, int warps) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* mine = room + threadIdx.y * warps * N;
+    struct __align__(4 * N) Sums {
+        float v[N];
+    };
+    Sums* mine = reinterpret_cast<Sums*>(room) + threadIdx.y * warps;
+    Sums sums;
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] = warp_sum(v[i]);
-    if (lane == 0)
-#pragma unroll
-        for (int i = 0; i < N; i++) mine[warp * N + i] = v[i];
+    for (int i = 0; i < N; i++) sums.v[i] = warp_sum(v[i]);
+    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = sums;
     __syncthreads();
+    sums = mine[0];
+#pragma unroll 1
+    for (int w = 1; w < warps; w++) {
+        Sums more = mine[w];
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] = 0.f;
-    for (int w = 0; w < warps; w++)
+        for (int i = 0; i < N; i++) sums.v[i] += more.v[i];
+    }
 #pragma unroll
-        for (int i = 0; i < N; i++) v[i] += mine[w * N + i];
+    for (int i = 0; i < N; i++) v[i] = sums.v[i];
 }
 
 // Block (team, teams), grid (chunks, groups): a block walks `chunk` rows of one group, two of them a team at a time, STEPS packs a
@@ -135,7 +140,9 @@ extern "C" __global__ void __launch_bounds__(256) norm_backward(
     float* partial, int packs, int rows, int chunk, int scale_stride, float eps) {
     extern __shared__ float shared[];
     const int warps = blockDim.x / 32, all = warps * blockDim.y, group = blockIdx.y, width = packs * VEC;
+    const float share = 1.f / (float)width;
     const int first = blockIdx.x * chunk, last = min(first + chunk, rows);
+    const T* other = plus ? plus : g;
     float dshift[STEPS][VEC] = {}, dscale[STEPS][VEC] = {}, factor[STEPS][VEC];
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
@@ -147,19 +154,28 @@ extern "C" __global__ void __launch_bounds__(256) norm_backward(
     for (int from = first; from < last; from += 2 * blockDim.y) {
         const int row = from + 2 * threadIdx.y;
         float r[2][STEPS][VEC], d[2][STEPS][VEC], p[2][STEPS][VEC];
+        // Without branches, so that all is on its way at once; what is not there is read elsewhere and not used.
+        Pack of_x[2][STEPS], of_g[2][STEPS], of_plus[2][STEPS];
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
-                int pack = s * blockDim.x + threadIdx.x;
-                bool there = pack < packs && row + i < last;
-                long long at = (((long long)group * rows + row + i) * packs + pack) * VEC;
+                int pack = min((int)(s * blockDim.x + threadIdx.x), packs - 1);
+                long long at = (((long long)group * rows + min(row + i, last - 1)) * packs + pack) * VEC;
+                of_x[i][s] = *reinterpret_cast<const Pack*>(x + at);
+                of_g[i][s] = *reinterpret_cast<const Pack*>(g + at);
+                of_plus[i][s] = *reinterpret_cast<const Pack*>(other + at);
+            }
 #pragma unroll
-                for (int k = 0; k < VEC; k++) r[i][s][k] = d[i][s][k] = p[i][s][k] = 0.f;
-                if (there) {
-                    load(x + at, r[i][s]);
-                    load(g + at, d[i][s]);
-                    if (plus) load(plus + at, p[i][s]);
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int s = 0; s < STEPS; s++) {
+                bool there = s * blockDim.x + threadIdx.x < packs && row + i < last;
+#pragma unroll
+                for (int k = 0; k < VEC; k++) {
+                    r[i][s][k] = there ? widen(of_x[i][s].v[k]) : 0.f;
+                    d[i][s][k] = there ? widen(of_g[i][s].v[k]) : 0.f;
+                    p[i][s][k] = plus ? widen(of_plus[i][s].v[k]) : 0.f;
                 }
             }
         float sum[2] = {}, squares[2] = {}, both[4] = {};
@@ -177,14 +193,14 @@ extern "C" __global__ void __launch_bounds__(256) norm_backward(
             for (int s = 0; s < STEPS; s++)
 #pragma unroll
                 for (int k = 0; k < VEC; k++) {
-                    r[i][s][k] -= sum[i] / (float)width;
+                    r[i][s][k] -= sum[i] * share;
                     if (s * blockDim.x + threadIdx.x < packs) squares[i] = fmaf(r[i][s][k], r[i][s][k], squares[i]);
                 }
         team_sums(squares, shared + 2 * all, warps);
         float inverse[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            inverse[i] = row + i < last ? rsqrtf(squares[i] / (float)width + eps) : 0.f;
+            inverse[i] = row + i < last ? rsqrtf(squares[i] * share + eps) : 0.f;
 #pragma unroll
             for (int s = 0; s < STEPS; s++)
 #pragma unroll
@@ -202,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_backward(
         team_sums(both, shared + 4 * all, warps);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float a = both[2 * i] / (float)width, b = both[2 * i + 1] / (float)width;
+            float a = both[2 * i] * share, b = both[2 * i + 1] * share;
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
                 int pack = s * blockDim.x + threadIdx.x;
@@ -210,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_backward(
 #pragma unroll
                     for (int k = 0; k < VEC; k++) {
                         float v = (d[i][s][k] - a - r[i][s][k] * b) * inverse[i];
-                        r[i][s][k] = plus ? v + p[i][s][k] : v;
+                        r[i][s][k] = v + p[i][s][k];
                     }
                     store(dx + (((long long)group * rows + row + i) * packs + pack) * VEC, r[i][s]);
                 }

@@ -43,7 +43,8 @@ pub(crate) fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, ep
     let kernel = (&NORM, "norm_forward", variant(x.dtype(), vec, rows.width));
     gpu(&device)?.launch(kernel, ((rows.rows.div_ceil(WARPS), 1, 1), (32, WARPS as u32, 1)), 0, &args)?;
     record3("layer_norm_modulate", [x, shift, scale], out.fresh(x.shape()), move |[x, shift, scale], _, g| {
-        let (dx, both) = norm_gradients(x, scale, g, None, eps)?;
+        let (dx, both) = gradients(x, scale, g, None, eps)?;
+        let both = both.total()?.fresh((scale.dim(0)?, 2 * scale.dim(1)?)).untracked(x)?;
         let width = scale.dim(1)?;
         let (dshift, dscale) = (both.narrow(1, 0, width)?, both.narrow(1, width, width)?);
         let wanted = |arg: &Tensor, gradient| arg.track_op().then_some(gradient);
@@ -51,14 +52,21 @@ pub(crate) fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, ep
     })
 }
 
-/// The gradient of `x`, to which `plus` is added, and those of shift and scale side by side, (B, 2 D).
+/// The gradient of `x`, to which `plus` is added; those of shift and scale side by side are added to `both` (B, 2 D) in f32,
+/// in place.
 pub(crate) fn norm_gradients(
-    x: &Tensor,
-    scale: &Tensor,
+    (x, scale): (&Tensor, &Tensor),
     g: &Tensor,
     plus: Option<&Tensor>,
     eps: f64,
-) -> Result<(Tensor, Tensor)> {
+    both: &Tensor,
+) -> Result<Tensor> {
+    let (dx, partial) = gradients(x, scale, g, plus, eps)?;
+    partial.add_to(Rows::dense(both)?.ptr)?;
+    Ok(dx)
+}
+
+fn gradients(x: &Tensor, scale: &Tensor, g: &Tensor, plus: Option<&Tensor>, eps: f64) -> Result<(Tensor, Partial)> {
     let device = device(x)?;
     let (rows, scales, grads) = (Rows::dense(x)?, Rows::new(scale)?, Rows::dense(g)?);
     let plus = plus.map(Rows::dense).transpose()?;
@@ -70,8 +78,9 @@ pub(crate) fn norm_gradients(
     let packs = width / vec;
     let team = packs.next_multiple_of(32).min(256);
     let teams = 256 / team;
-    // Some 500 blocks of at least four rounds.
-    let chunks = (512 / groups).clamp(1, group.div_ceil(8 * teams));
+    // Twice as many blocks as run at once, at 128 registers a thread, and at least four rounds each.
+    let blocks = gpu(&device)?.processors * 2 * (512 / (team * teams));
+    let chunks = (blocks / groups).clamp(1, group.div_ceil(8 * teams));
     let chunk = group.div_ceil(chunks);
     let chunks = group.div_ceil(chunk);
     let dx = Out::new(&device, x.dtype(), x.elem_count())?;
@@ -93,8 +102,7 @@ pub(crate) fn norm_gradients(
     let shared = (2 * width).max(8 * team / 32 * teams) * size_of::<f32>();
     let grid = ((chunks, groups, 1), (team as u32, teams as u32, 1));
     gpu(&device)?.launch((&NORM, "norm_backward", variant), grid, shared, &args)?;
-    let both = partial.total()?.fresh((groups, 2 * width)).untracked(x)?;
-    Ok((dx.fresh(x.shape()).untracked(x)?, both))
+    Ok((dx.fresh(x.shape()).untracked(x)?, partial))
 }
 
 /// `sum = x + gate y` and `norm(sum) (1 + scale) + shift`, one pass where nothing is tracked. The width must fit.

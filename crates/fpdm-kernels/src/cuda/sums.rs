@@ -22,21 +22,26 @@ pub(crate) fn rows(g: &Tensor) -> Result<Tensor> {
 
 /// The gradients of `gate` (B, D), and of `y` (B, T, D) if it is asked for, of `gate y` from `g`.
 pub(super) fn gate(g: &Tensor, gate: &Tensor, y: &Tensor, of_y: bool) -> Result<(Tensor, Option<Tensor>)> {
+    let (sums, dy) = gate_sums(g, gate, y, of_y)?;
+    Ok((sums.total()?.fresh(gate.shape()).untracked(g)?, dy))
+}
+
+/// The gradient of `y`, see [`gate`]; that of the gate is added to `sum` (B, D) in f32, in place.
+pub(crate) fn gate_gradients(g: &Tensor, gate: &Tensor, y: &Tensor, sum: &Tensor) -> Result<Tensor> {
+    let (sums, dy) = gate_sums(g, gate, y, true)?;
+    sums.add_to(Rows::dense(sum)?.ptr)?;
+    Ok(dy.unwrap_or_else(|| unreachable!("asked for")))
+}
+
+fn gate_sums(g: &Tensor, gate: &Tensor, y: &Tensor, of_y: bool) -> Result<(Partial, Option<Tensor>)> {
     let device = device(g)?;
     let (g_rows, gates, y_rows) = (Rows::dense(g)?, Rows::new(gate)?, Rows::dense(y)?);
     let vec = vec(g.dtype(), &[&g_rows, &gates, &y_rows]);
     let dy = if of_y { Some(Out::new(&device, g.dtype(), g.elem_count())?) } else { None };
     let pointers = [g_rows.ptr, y_rows.ptr, gates.ptr, dy.as_ref().map_or(0, |o| o.ptr)];
     let sizes = (gates.rows, g_rows.rows / gates.rows, g_rows.width);
-    let out = partial(&device, (g.dtype(), vec), pointers, sizes, gates.stride)?.total()?;
-    let dy = dy.map(|o| o.fresh(y.shape()).untracked(g)).transpose()?;
-    Ok((out.fresh(gate.shape()).untracked(g)?, dy))
-}
-
-/// Both gradients of a gate, see [`gate`].
-pub(crate) fn gate_gradients(g: &Tensor, gate_: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (dgate, dy) = gate(g, gate_, y, true)?;
-    Ok((dgate, dy.unwrap_or_else(|| unreachable!("asked for"))))
+    let sums = partial(&device, (g.dtype(), vec), pointers, sizes, gates.stride)?;
+    Ok((sums, dy.map(|o| o.fresh(y.shape()).untracked(g)).transpose()?))
 }
 
 /// Adds the sum of `g` over all but the last dimension to `sum` (O) in f32, in place.
