@@ -177,6 +177,69 @@ fn codec_convolutions() -> Result<()> {
     Ok(())
 }
 
+/// Both sides of every choice between kernels for 3×3 in half precision: how many channels there are and are made, how
+/// long lines are, whether they are whole units, and whether the result is as large as the picture.
+#[test]
+fn chosen_convolutions() -> Result<()> {
+    let _alone = alone();
+    let same = Conv2d { before: 1, after: 1, ..Conv2d::default() };
+    let twice = Conv2d { upsample: 2, ..same };
+    let base = Case {
+        batch: 2,
+        inputs: 64,
+        outputs: 64,
+        picture: [19, 40],
+        kernel: [3, 3],
+        how: same,
+        bias: true,
+        residual: true,
+    };
+    let of = |inputs, outputs, picture| Case { inputs, outputs, picture, ..base.clone() };
+    let cases_of = [
+        // Few channels, lines of each kind, whole units and not.
+        Case { how: Conv2d { relu: true, ..same }, ..base.clone() },
+        of(64, 64, [9, 64]),
+        of(64, 64, [5, 128]),
+        of(64, 64, [5, 136]),
+        of(64, 64, [7, 41]),
+        of(16, 16, [1, 8]),
+        Case { how: Conv2d { cap: Some(1), ..same }, ..of(17, 33, [18, 24]) },
+        of(3, 9, [17, 16]),
+        of(3, 8, [17, 16]),
+        // Just too many for that, on either side.
+        of(65, 64, [19, 24]),
+        of(64, 65, [19, 24]),
+        of(80, 40, [5, 64]),
+        // Many channels.
+        Case { bias: false, ..of(130, 200, [17, 40]) },
+        Case { how: Conv2d { relu: true, cap: Some(2), ..same }, ..of(96, 129, [9, 64]) },
+        Case { residual: false, ..of(256, 128, [3, 128]) },
+        of(128, 130, [7, 44]),
+        // Enlarged, whole units and not.
+        Case { how: twice, ..of(64, 64, [9, 12]) },
+        Case { how: Conv2d { relu: true, ..twice }, residual: false, ..of(48, 64, [5, 64]) },
+        Case { how: twice, bias: false, ..of(70, 132, [6, 32]) },
+        Case { how: twice, ..of(70, 132, [11, 20]) },
+        Case { how: twice, ..of(64, 64, [9, 10]) },
+        Case { how: Conv2d { upsample: 3, ..same }, ..of(64, 64, [9, 8]) },
+        // Smaller and larger than the picture.
+        Case { how: Conv2d { before: 0, after: 0, ..same }, ..of(64, 64, [18, 24]) },
+        Case { how: Conv2d { after: 2, ..same }, ..of(64, 64, [18, 24]) },
+        Case { how: Conv2d { before: 2, after: 0, ..same }, ..of(64, 128, [18, 24]) },
+        // Several tiles for every block.
+        Case { batch: 5, ..of(16, 16, [160, 128]) },
+        Case { batch: 5, ..of(40, 24, [176, 64]) },
+        Case { batch: 5, ..of(20, 130, [64, 128]) },
+        Case { batch: 3, ..of(20, 260, [96, 64]) },
+    ];
+    for case in cases_of.into_iter().take(cases(29) as usize) {
+        for dtype in [DType::BF16, DType::F16] {
+            check(&case, dtype, 6)?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn depthwise_convolutions() -> Result<()> {
     let _alone = alone();

@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::gpu::{Arg, Source, Variant, gpu};
 use super::rows::{Out, address, device};
 
-const ADAMW: Source = Source { name: "adamw", text: include_str!("adamw.cu") };
+const ADAMW: Source = Source { name: "adamw", text: include_str!("adamw.cu"), own: false };
 const BLOCKS: usize = 1024;
 
 /// One step's numbers, in PyTorch's sense.

@@ -6,8 +6,11 @@ use super::gpu::{Arg, Source, Variant, gpu, int};
 use super::rows::{Out, Rows, device};
 use crate::record::{Fresh, record1, wanted};
 
-const ATTENTION: Source =
-    Source { name: "attention", text: concat!(include_str!("instructions.cuh"), include_str!("attention.cu")) };
+const ATTENTION: Source = Source {
+    name: "attention",
+    text: concat!(include_str!("instructions.cuh"), include_str!("attention.cu")),
+    own: false,
+};
 
 /// Whether there are kernels for heads of this size.
 pub(crate) fn fits(head: usize) -> bool {

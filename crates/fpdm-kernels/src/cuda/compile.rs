@@ -7,14 +7,18 @@ use std::path::PathBuf;
 use candle_core::cuda::cudarc::nvrtc::{result, sys};
 use candle_core::{Error, Result};
 
+use super::gpu::Source;
+
 const COMMON: &str = include_str!("common.cuh");
 
 /// The machine code of `source` for the compute capability `arch`, with the macros `defines`.
 ///
 /// A cubin, not PTX: a driver refuses PTX of a compiler that is newer than itself. Kept under `FPDM_KERNEL_CACHE`, or
 /// the user's cache folder, by what it was made from; a cache that cannot be used costs time and nothing else.
-pub(super) fn cubin(name: &str, source: &str, defines: &[String], arch: (i32, i32)) -> Result<Vec<u8>> {
-    let mut options = vec![format!("--gpu-architecture=sm_{}{}", arch.0, arch.1), "--std=c++17".to_owned()];
+pub(super) fn cubin(source: &Source, defines: &[String], arch: (i32, i32)) -> Result<Vec<u8>> {
+    let Source { name, text: source, own } = *source;
+    let own = if own { "a" } else { "" };
+    let mut options = vec![format!("--gpu-architecture=sm_{}{}{own}", arch.0, arch.1), "--std=c++17".to_owned()];
     options.extend(defines.iter().map(|d| format!("-D{d}")));
     let file = folder().map(|f| f.join(format!("{name}-{}.cubin", key(source, &options))));
     if let Some(code) = file.as_ref().and_then(|f| std::fs::read(f).ok()).filter(|code| code.starts_with(b"\x7fELF")) {

@@ -1,7 +1,8 @@
 //! Convolution of pictures: kernels of 3×3 on tensor cores, everything else as patches times a matrix.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{CudaDevice, DType, Result, Tensor, bail};
 
+use super::conv_hopper::Tile;
 use super::gpu::{Arg, Gpu, Source, Variant, gpu, int};
 use super::lt::{Epilogue, Factor, Product};
 use super::pixels::{Finish, finish, patches, pooled};
@@ -9,7 +10,8 @@ use super::rows::{Out, Rows, device};
 use crate::conv2d::Conv2d;
 use crate::record::Fresh;
 
-const CONV: Source = Source { name: "conv", text: concat!(include_str!("instructions.cuh"), include_str!("conv.cu")) };
+const CONV: Source =
+    Source { name: "conv", text: concat!(include_str!("instructions.cuh"), include_str!("conv.cu")), own: false };
 
 /// Patches of one go, in bytes.
 const PATCHES: usize = 256 << 20;
@@ -145,6 +147,48 @@ fn run(view: View, x: &Tensor, (w, outputs, turned): (&Tensor, usize, bool), aft
     }
 }
 
+/// A convolution by a kernel on tensor cores, with the addresses of all it touches; 0 where there is nothing.
+pub(super) struct Job<'a> {
+    pub(super) view: View,
+    pub(super) device: &'a CudaDevice,
+    pub(super) dtype: DType,
+    pub(super) source: u64,
+    /// (O, I, 3, 3), those two numbers, and whether they change places and the kernel is turned.
+    pub(super) weights: (u64, [usize; 2], bool),
+    pub(super) outputs: usize,
+    pub(super) bias: u64,
+    pub(super) add: u64,
+    pub(super) out: u64,
+    pub(super) relu: bool,
+    pub(super) most: f32,
+}
+
+impl Job<'_> {
+    /// Whether rows of the source are whole units, where a kernel needs them.
+    fn fast(&self) -> bool {
+        self.view.fast(self.source)
+    }
+
+    /// Whether rows of the result are whole units of 16 bytes.
+    fn wide_rows(&self) -> bool {
+        self.view.out[1].is_multiple_of(8) && [self.add, self.out].iter().all(|p| p.is_multiple_of(16))
+    }
+
+    /// The weights in a kernel's own order, `count` elements of it, by `pack`, which is told that `rounded` besides.
+    pub(super) fn packed(
+        &self,
+        pack: (&Source, &'static str, Variant),
+        (count, rounded): (usize, usize),
+    ) -> Result<Out> {
+        let (weights, [outputs, inputs], turned) = self.weights;
+        let packed = Out::new(self.device, self.dtype, count)?;
+        let mut args = vec![Arg::Ptr(weights), Arg::Ptr(packed.ptr), int(outputs)?, int(inputs)?, int(rounded)?];
+        args.extend([Arg::Int(turned.into()), Arg::Long(count as i64)]);
+        gpu(self.device)?.launch(pack, ((count.div_ceil(256), 1, 1), (256, 1, 1)), 0, &args)?;
+        Ok(packed)
+    }
+}
+
 fn on_tensor_cores(
     view: View,
     x: &Tensor,
@@ -154,35 +198,45 @@ fn on_tensor_cores(
 ) -> Result<Fresh> {
     let (device, dtype) = (device(x)?, x.dtype());
     let gpu = gpu(&device)?;
+    let (source, weights, held) = (Rows::dense(x)?, Rows::dense(w)?, after.rows()?);
+    let [bias, add] = held.each_ref().map(|rows| rows.as_ref().map_or(0, |rows| rows.ptr));
+    let (o, i, ..) = w.dims4()?;
+    let out = Out::new(&device, dtype, view.batch * outputs * view.area())?;
+    let job = Job {
+        view,
+        device: &device,
+        dtype,
+        source: source.ptr,
+        weights: (weights.ptr, [o, i], turned),
+        outputs,
+        bias,
+        add,
+        out: out.ptr,
+        relu: after.relu,
+        most: after.most(),
+    };
+    match Tile::of(&view, outputs) {
+        Some(tile) if tile.runs_on(&gpu) && job.fast() && job.wide_rows() => tile.run(&gpu, &job)?,
+        _ => by_warps(&gpu, &job, chunk)?,
+    }
+    let [out_h, out_w] = view.out;
+    Ok(out.fresh((view.batch, outputs, out_h, out_w)))
+}
+
+/// By products of single warps, which every GPU from compute capability 8.0 on has.
+fn by_warps(gpu: &Gpu, job: &Job<'_>, chunk: usize) -> Result<()> {
+    let (view, outputs) = (job.view, job.outputs);
     let steps = steps(outputs);
-    let variant = Variant { dtype, vec: 0, steps, head: chunk };
+    let variant = Variant { dtype: job.dtype, vec: 0, steps, head: chunk };
     let columns = 8 * steps;
     let (chunks, wide) = (view.channels.div_ceil(chunk), outputs.next_multiple_of(columns));
-    let (source, weights) = (Rows::dense(x)?, Rows::dense(w)?);
-    let count = chunks * 9 * wide * chunk;
-    let packed = Out::new(&device, dtype, count)?;
-    let (o, i, ..) = w.dims4()?;
-    let args = [
-        Arg::Ptr(weights.ptr),
-        Arg::Ptr(packed.ptr),
-        int(o)?,
-        int(i)?,
-        int(wide)?,
-        Arg::Int(turned.into()),
-        Arg::Long(count as i64),
-    ];
-    gpu.launch((&CONV, "conv_pack", variant), ((count.div_ceil(256), 1, 1), (256, 1, 1)), 0, &args)?;
-
+    let packed = job.packed((&CONV, "conv_pack", variant), (chunks * 9 * wide * chunk, wide))?;
     let [out_h, out_w] = view.out;
-    let out = Out::new(&device, dtype, view.batch * outputs * view.area())?;
-    let held = after.rows()?;
-    let [bias, add] = held.each_ref().map(|rows| rows.as_ref().map_or(0, |rows| rows.ptr));
-    let wide_rows = out_w.is_multiple_of(8) && [add, out.ptr].iter().all(|p| p.is_multiple_of(16));
-    let fast = view.fast(source.ptr);
-    let mut args = [source.ptr, packed.ptr, bias, add, out.ptr].map(Arg::Ptr).to_vec();
+    let fast = job.fast();
+    let mut args = [job.source, packed.ptr, job.bias, job.add, job.out].map(Arg::Ptr).to_vec();
     args.extend([int(view.channels)?, int(view.size[0])?, int(view.size[1])?]);
     args.extend([Arg::Int(view.zoom), Arg::Int(view.before[0]), int(outputs)?, int(out_h)?, int(out_w)?]);
-    args.extend([Arg::Int(after.relu.into()), Arg::Float(after.most()), Arg::Int(wide_rows.into())]);
+    args.extend([Arg::Int(job.relu.into()), Arg::Float(job.most), Arg::Int(job.wide_rows().into())]);
     args.extend([Arg::Int(fast.into()), int(view.batch)?]);
     let tiles = out_h.div_ceil(8) * out_w.div_ceil(32);
     let tile = if chunk == 64 { 10 * 34 } else { 17 * 65 } * (chunk * 2 + 16);
@@ -191,13 +245,12 @@ fn on_tensor_cores(
     let threads = (256, 1, 1);
     if fast && chunks == 1 && wide == columns && steps <= 8 && resident <= gpu.shared {
         let grid = ((tiles * view.batch).min(gpu.processors), 1, 1);
-        gpu.launch((&CONV, "conv_resident", variant), (grid, threads), resident, &args)?;
+        gpu.launch((&CONV, "conv_resident", variant), (grid, threads), resident, &args)
     } else {
         let grid = (tiles, wide / columns, view.batch);
         let shared = (tile * chunks.min(2) + 3 * weights).max(ROOM);
-        gpu.launch((&CONV, "conv_forward", variant), (grid, threads), shared, &args)?;
+        gpu.launch((&CONV, "conv_forward", variant), (grid, threads), shared, &args)
     }
-    Ok(out.fresh((view.batch, outputs, out_h, out_w)))
 }
 
 /// Runs `f` over so many samples at a time that their patches have room: with the first, how many, and the patches.

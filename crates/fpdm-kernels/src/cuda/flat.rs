@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::gpu::{Arg, Source, Variant, gpu};
 use super::rows::{Rows, address, device};
 
-const FLAT: Source = Source { name: "flat", text: include_str!("flat.cu") };
+const FLAT: Source = Source { name: "flat", text: include_str!("flat.cu"), own: false };
 
 fn check(what: &str, flat: &Tensor, offset: usize, len: usize) -> Result<()> {
     if flat.dtype() != DType::F32 || flat.rank() != 1 || !flat.is_contiguous() || offset + len > flat.elem_count() {

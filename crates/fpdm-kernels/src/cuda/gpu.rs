@@ -18,6 +18,8 @@ use super::lt::Lt;
 pub(super) struct Source {
     pub(super) name: &'static str,
     pub(super) text: &'static str,
+    /// Uses what only its own compute capability has (`sm_90a`), and newer ones lack.
+    pub(super) own: bool,
 }
 
 /// What is fixed when a source is compiled; 0 where a source does not ask.
@@ -108,7 +110,7 @@ impl Gpu {
         if let Some(function) = find() {
             return Ok(function);
         }
-        let code = cubin(source.name, source.text, &variant.defines()?, self.arch)?;
+        let code = cubin(source, &variant.defines()?, self.arch)?;
         let module = self.stream.context().load_module(Ptx::from_binary(code)).map_err(Error::wrap)?;
         let function = module.load_function(name).map_err(Error::wrap)?;
         self.functions.write().unwrap_or_else(PoisonError::into_inner).insert((name, variant), function.clone());

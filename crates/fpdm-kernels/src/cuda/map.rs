@@ -7,8 +7,8 @@ use super::rows::{Out, Rows, device, vec};
 use super::sums;
 use crate::record::{record1, record2, record3, wanted};
 
-const MAP: Source = Source { name: "map", text: include_str!("map.cu") };
-const GATE: Source = Source { name: "gate", text: include_str!("gate.cu") };
+const MAP: Source = Source { name: "map", text: include_str!("map.cu"), own: false };
+const GATE: Source = Source { name: "gate", text: include_str!("gate.cu"), own: false };
 
 /// Runs an elementwise kernel over `elements` at the pointers, the last of which is written.
 fn each<const N: usize>(

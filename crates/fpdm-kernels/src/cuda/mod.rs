@@ -6,6 +6,7 @@ mod adamw;
 mod attention;
 mod compile;
 mod conv;
+mod conv_hopper;
 mod convert;
 mod device;
 mod flat;

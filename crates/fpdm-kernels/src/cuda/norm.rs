@@ -8,7 +8,7 @@ use super::rows::{Out, Rows, device, vec};
 use super::sums::Partial;
 use crate::record::{record1, record3, wanted};
 
-const NORM: Source = Source { name: "norm", text: include_str!("norm.cu") };
+const NORM: Source = Source { name: "norm", text: include_str!("norm.cu"), own: false };
 const WARPS: usize = 4;
 /// Elements of a row that a lane can hold without spilling, in the kernel that holds most.
 const LANE: usize = 64;

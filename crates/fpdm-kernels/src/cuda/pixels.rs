@@ -9,7 +9,7 @@ use super::sums::Partial;
 use crate::conv2d::Conv2d;
 use crate::record::Fresh;
 
-const PIXELS: Source = Source { name: "pixels", text: include_str!("pixels.cu") };
+const PIXELS: Source = Source { name: "pixels", text: include_str!("pixels.cu"), own: false };
 
 /// What follows the sums of a convolution.
 #[derive(Clone, Copy, Debug, Default)]

@@ -9,7 +9,7 @@ use crate::record::{Fresh, record1, wanted};
 /// Most rows of a table for [`lookup`], a grid's most blocks in its second dimension.
 pub(crate) const LOOKUPS: usize = 65_535;
 
-const SUMS: Source = Source { name: "sums", text: include_str!("sums.cu") };
+const SUMS: Source = Source { name: "sums", text: include_str!("sums.cu"), own: false };
 
 /// The sum of `g` over all but the last dimension.
 pub(crate) fn rows(g: &Tensor) -> Result<Tensor> {
