@@ -300,7 +300,7 @@ impl<'a> Run<'a> {
 
     /// Everything that the next step depends on.
     pub(crate) fn state(&self) -> Result<State> {
-        let named = |flat: &Tensor| self.parameters.named(flat);
+        let named = |flat: &Tensor| self.parameters.named(&flat.to_device(&Device::Cpu)?);
         let mut state = State {
             step: self.adam.steps,
             seconds: self.seconds(),

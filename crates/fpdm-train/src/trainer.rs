@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
 use fpdm_core::dit::Labels;
 use fpdm_core::rng::{self, Stream};
@@ -157,8 +157,8 @@ impl<M: ImplicitModel> Trainer<M> {
         json!({ "training": self.settings, "run": self.description })
     }
 
-    /// Everything that the next step depends on. Later steps leave it alone: tensors are shared, and copied where steps
-    /// work in place, on a GPU.
+    /// Everything that the next step depends on. Later steps leave it alone: tensors are shared, and copied to the host
+    /// where steps work in place, on a GPU.
     ///
     /// # Errors
     /// [`Error::NonFinite`] for weights that are no numbers: they are no state to go on from.
@@ -204,7 +204,7 @@ impl<M: ImplicitModel> Trainer<M> {
         Ok(())
     }
 
-    /// The weights averaged with the `index`-th decay, by name, in f32.
+    /// The weights averaged with the `index`-th decay, by name, in f32; on the host if they are trained on a GPU.
     pub fn ema(&self, index: usize) -> Result<BTreeMap<String, Tensor>> {
         let ema = self.ema.get(index).ok_or_else(|| {
             let why = format!("there is no average number {index} among {}; set a decay", self.ema.len());
@@ -213,9 +213,9 @@ impl<M: ImplicitModel> Trainer<M> {
         self.parameters.named(&self.own(&ema.average)?)
     }
 
-    /// A flat buffer that later steps do not write to.
+    /// A flat buffer that later steps do not write to. It leaves a GPU whole: candle reads the whole buffer for each slice.
     fn own(&self, flat: &Tensor) -> Result<Tensor> {
-        Ok(if flat.device().is_cuda() { flat.copy()? } else { flat.clone() })
+        Ok(flat.to_device(&Device::Cpu)?)
     }
 
     /// An endless iterator of steps. After an error, which leaves weights and state as they were, it tries again.
