@@ -20,6 +20,7 @@
 //! | [`group_moments`], [`channel_affine`] | what group normalisation is made of |
 //! | [`residual_squares`] | how far points are from their images |
 //! | [`lookup`] | rows of a table |
+//! | [`waves`] | cosines and sines of times |
 //! | [`gelu`], [`silu`], [`softmax`], [`bias`] | as their names say |
 //!
 //! Shapes: B samples, T tokens, D width, I and O the inner and outer width of a weight (O, I).
@@ -87,6 +88,7 @@ mod residual_squares;
 mod silu;
 mod softmax;
 pub mod vjp;
+mod waves;
 
 pub use attention::attention;
 pub use bias::bias;
@@ -106,6 +108,7 @@ pub use memory::keep_freed_memory;
 pub use residual_squares::residual_squares;
 pub use silu::silu;
 pub use softmax::softmax;
+pub use waves::waves;
 
 /// The same operations in candle's own: the definition that the fused ones are tested against, and what runs on
 /// devices without kernels here. Arguments are only checked by candle.
@@ -127,4 +130,5 @@ pub mod composed {
     pub use crate::residual_squares::composed as residual_squares;
     pub use crate::silu::composed as silu;
     pub use crate::softmax::composed as softmax;
+    pub use crate::waves::composed as waves;
 }

@@ -307,3 +307,27 @@ fn lookups() -> Result<()> {
     }
     Ok(())
 }
+
+/// Cosines and sines of times as a network has them, up to a thousand radians.
+#[test]
+fn times_as_waves() -> Result<()> {
+    let _alone = alone();
+    let device = device();
+    for (batch, half) in [(1, 128), (64, 128), (7, 3)] {
+        let t = Tensor::from_vec((0..batch).map(|i| 999.5 / (i + 1) as f32).collect::<Vec<_>>(), batch, &Device::Cpu)?;
+        let frequencies = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect::<Vec<_>>();
+        let frequencies = Tensor::from_vec(frequencies, half, &Device::Cpu)?;
+        // The angle is rounded to f32: what follows is compared, not that.
+        let angles = t.unsqueeze(1)?.broadcast_mul(&frequencies.unsqueeze(0)?)?.to_dtype(DType::F64)?;
+        let expected = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?;
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 4e-3), (DType::F16, 5e-4)] {
+            poison(2 * batch * half)?;
+            let found = fpdm_kernels::waves(&t.to_device(&device)?, &frequencies.to_device(&device)?, dtype)?;
+            assert_eq!((found.dtype(), found.dims()), (dtype, &[batch, 2 * half][..]));
+            let off = (found.to_device(&Device::Cpu)?.to_dtype(DType::F64)? - &expected)?.abs()?.max_all()?;
+            let off = off.to_scalar::<f64>()?;
+            assert!(off < tolerance, "({batch}, {half}) {dtype:?}: off by {off}");
+        }
+    }
+    Ok(())
+}

@@ -11,19 +11,14 @@ use crate::{Error, Result};
 ///
 /// `dtype` is that of the arithmetic: f32 or f64, never narrower, or neighbouring times would be told alike.
 pub fn timestep_embedding(t: &Tensor, shift: f64, dtype: DType) -> Result<Tensor> {
-    waves(&t.to_dtype(dtype)?, &frequencies(shift, dtype, t.device())?)
+    Ok(fpdm_kernels::waves(&t.to_dtype(dtype)?, &frequencies(shift, dtype, t.device())?, dtype)?)
 }
 
-/// Angles a unit of time, `(1, 128)`.
+/// Angles a unit of time, `(128)`.
 fn frequencies(shift: f64, dtype: DType, device: &Device) -> Result<Tensor> {
     const HALF: usize = 128;
     let all: Vec<f64> = (0..HALF).map(|i| (-(10000f64.ln()) * i as f64 / (HALF as f64 - shift)).exp()).collect();
-    Ok(Tensor::from_vec(all, (1, HALF), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
-}
-
-fn waves(t: &Tensor, frequencies: &Tensor) -> Result<Tensor> {
-    let angles = t.unsqueeze(1)?.broadcast_mul(frequencies)?; // (B, 128)
-    Ok(Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?)
+    Ok(Tensor::from_vec(all, HALF, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
 }
 
 /// What times are computed in, for weights of `dtype`.
@@ -86,7 +81,7 @@ impl Conditioner {
 
     /// [`Conditioner::times`] to `(B, D)`, on the device alone.
     pub(super) fn time(&self, t: &Tensor) -> Result<Tensor> {
-        let e = waves(t, &self.frequencies)?.to_dtype(self.dtype)?;
+        let e = fpdm_kernels::waves(t, &self.frequencies, self.dtype)?;
         self.time[1].forward(&fpdm_kernels::silu(&self.time[0].forward(&e)?)?)
     }
 

@@ -19,6 +19,7 @@ mod norm;
 mod pixels;
 mod rows;
 mod sums;
+mod waves;
 
 pub(crate) use attention::{attention, attention_gradient, attention_with_sums, fits as attention_fits};
 pub(crate) use conv::{conv2d, input_gradient as conv_input_gradient, weight_gradient as conv_weight_gradient};
@@ -31,6 +32,7 @@ pub(crate) use norm::{fits as row_fits, gate_residual_norm, layer_norm_modulate,
 pub(crate) use pixels::{affine, depthwise_conv2d, fits as pixels_fit, joined, moments, through};
 pub(crate) use rows::zero;
 pub(crate) use sums::{LOOKUPS, add_rows, gate_gradients, gelu_gradient, lookup, residual_squares};
+pub(crate) use waves::{fits as waves_fit, waves};
 
 pub use adamw::{Adamw, adamw, norm};
 pub use device::{Cuda, Tf32, cuda, peak_bytes, reset_peak};
