@@ -46,6 +46,35 @@ face_latents() {
         --device "$DEVICE" --out "$OUT/latents"
 }
 
+# class_latents: unpacks and encodes Imagenette. Folders are classes.
+class_latents() {
+    images=$OUT/imagenette
+    if [ ! -e "$images/done" ]; then
+        rm -rf "$images" && mkdir -p "$images"
+        tar -xf "$DATA/imagenette128.tar" -C "$images"
+        touch "$images/done"
+    fi
+    example encode_dataset "$images/train" --codec "$CODEC" --side 128 --batch-size 64 --device "$DEVICE" \
+        --out "$OUT/imagenette-latents"
+}
+
+# estimator NAME: its flags.
+estimator() {
+    case $1 in
+        jfb) echo --estimator jfb --without-grad 6 ;;
+        multistep) echo --estimator multistep --without-grad 6 --with-grad 6 ;;
+        unrolled) echo --estimator unrolled --with-grad 6 ;;
+        phantom) echo --estimator phantom --without-grad 6 --with-grad 6 --damp 0.5 ;;
+        implicit) echo --estimator implicit --without-grad 12 --with-grad 12 ;;
+        sjfb-6) ;;
+        sjfb-*) echo --estimator sjfb --without-grad "${1#sjfb-}" --with-grad "${1#sjfb-}" ;;
+        *) echo "ESTIMATORS: there is no $1" >&2 && return 1 ;;
+    esac
+}
+
+# trained_as ESTIMATOR: the name of its runs; sjfb-6 is the estimator of the other tables.
+trained_as() { if [ "$1" = sjfb-6 ]; then echo "fpdm-${PREDICTIONS%% *}"; else echo "$1"; fi; }
+
 # objective PREDICTION: its flags.
 objective() {
     case $1 in

@@ -6,18 +6,7 @@ face_latents
 prediction=${PREDICTIONS%% *}
 models= runs=
 for estimator in $ESTIMATORS; do
-    trained_as=$estimator
-    case $estimator in
-        jfb) flags="--estimator jfb --without-grad 6" ;;
-        multistep) flags="--estimator multistep --without-grad 6 --with-grad 6" ;;
-        unrolled) flags="--estimator unrolled --with-grad 6" ;;
-        phantom) flags="--estimator phantom --without-grad 6 --with-grad 6 --damp 0.5" ;;
-        implicit) flags="--estimator implicit --without-grad 12 --with-grad 12" ;;
-        # The estimator of the other tables.
-        sjfb-6) flags= trained_as=fpdm-$prediction ;;
-        sjfb-*) flags="--estimator sjfb --without-grad ${estimator#sjfb-} --with-grad ${estimator#sjfb-}" ;;
-        *) echo "ESTIMATORS: there is no $estimator" >&2 && exit 1 ;;
-    esac
+    trained_as=$(trained_as "$estimator") flags=$(estimator "$estimator")
     # A run that diverges stops with an error and is in no row.
     fpdm "$trained_as" "$OUT/latents" --unconditional $(objective "$prediction") $flags ||
         echo "$estimator: a run has failed and is left out" >&2
