@@ -27,6 +27,10 @@ FACES=$DATA/faces192.tar
 CODEC=$DATA/taesd
 # faces192.tar: the first 12,000 are for training.
 TRAINED=${TRAINED:-12000}
+if [ ! -e "$FACES" ] && [ ! -e "$DATA/imagenette128.tar" ]; then
+    echo "DATA: $DATA holds neither faces192.tar nor imagenette128.tar; docs/claims/README.md says what it must hold" >&2
+    exit 1
+fi
 mkdir -p "$OUT"
 
 # example NAME FLAGS...
@@ -83,6 +87,9 @@ objective() {
         *) echo "PREDICTIONS: $1 is neither flow nor v" >&2 && return 1 ;;
     esac
 }
+
+# Here, because a shell goes on where $(objective ...) among arguments fails.
+for prediction in $PREDICTIONS; do objective "$prediction" > /dev/null; done
 
 # train NAME LATENTS FLAGS...: one run for each seed, to $OUT/runs/NAME-SEED and $OUT/models/NAME-SEED, unless it is there.
 # Fails after the last seed if one has failed.
