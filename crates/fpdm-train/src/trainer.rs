@@ -360,9 +360,10 @@ impl<M: ImplicitModel> Trainer<M> {
         let cotangent = |point: &Option<Var>| point.as_ref().and_then(|p| grads.remove(p)).map(|g| g.detach());
         let cotangents: Vec<_> = points.iter().map(cotangent).collect();
         gradients.add(grads, scale)?;
-        // Whatever still refers to the layers after the solve keeps their activations: let it go before the way back.
+        // Whatever still refers to the layers after the solve keeps their activations: let it go before the way back, the
+        // parts of the loss by moving them.
         drop(points);
-        let (error, bound, consistency) = (error.detach(), bound.detach(), consistency.detach());
+        let [error, bound, consistency] = [error, bound, consistency].map(|part| part.detach());
         estimate.pullback(&cotangents, &mut |grads| gradients.add(grads, scale))?;
 
         let jacobian = match &self.settings.jacobian {

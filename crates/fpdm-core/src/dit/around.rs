@@ -118,21 +118,21 @@ pub(super) fn after_by_hand(
     let [shift, scale] = FinalLayer::halves(&last.detach())?;
     let start = z.detach().contiguous()?;
     let (x, kept) = record_blocks(&plain, &m, &start)?;
-    let kept = Once::new(kept);
     let out = linear.forward(&fpdm_kernels::layer_norm_modulate(&x, &shift, &scale, NORM_EPS)?)?;
+    let kept = Once::new((x, kept));
 
     let backward = move |g: &Tensor| -> candle_core::Result<Pulled> {
         let pulled = || -> Result<Pulled> {
             let g = g.contiguous()?;
+            let (x, kept) = kept.take(|| record_blocks(&plain, &m, &start))?;
             let mut of_linear = LinearSum::new(&linear)?;
             of_linear.add(&g, &fpdm_kernels::layer_norm_modulate(&x, &shift, &scale, NORM_EPS)?)?;
             let dh = vjp::input_gradient(&g, &linear.w)?;
             let (batch, width) = scale.dims2()?;
             let mut dlast = WeightSum::shaped((batch, 2 * width), &scale)?;
             let dx = vjp::norm_gradients((&x, &scale), &dh, None, NORM_EPS, &mut dlast)?;
-            drop(dh);
+            drop((dh, x));
             let dlast = dlast.into_inner();
-            let kept = kept.take(|| Ok(record_blocks(&plain, &m, &start)?.1))?;
             let (dz, mut sums, dm) = pull_blocks(&plain, kept, &m, dx)?;
             sums.extend(of_linear.into_inner());
             let parts: Vec<&Tensor> = dm.iter().chain([&dlast]).collect();

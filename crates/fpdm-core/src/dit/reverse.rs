@@ -100,17 +100,21 @@ impl BlockSums {
 
 impl Block {
     /// [`Block::forward`] without a graph; `self` and `m` must be detached.
+    ///
+    /// Lets go by name, as [`Block::pull`] does.
     pub(super) fn record(&self, x: &Tensor, m: &Modulation) -> Result<(Tensor, BlockKept)> {
         let [shift, scale, gate] = &m.attention;
-        let h = fpdm_kernels::layer_norm_modulate(x, shift, scale, NORM_EPS)?;
-        let qkv = self.qkv.forward(&h)?;
+        let qkv = self.qkv.forward(&fpdm_kernels::layer_norm_modulate(x, shift, scale, NORM_EPS)?)?;
         let (out, attention) = vjp::attention(&qkv, self.heads)?;
-        let attention_branch = self.proj.forward(&out)?;
+        let branch = self.proj.forward(&out)?;
         let [shift, scale, last_gate] = &m.mlp;
-        let parts = (x, gate, &attention_branch);
-        let (sum, h) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
-        let (h, argument) = vjp::linear_gelu(&h, &self.fc1.w, Some(&self.fc1.b), None)?;
+        let parts = (x, gate, &branch);
+        let (sum, normed) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
+        drop(branch);
+        let (h, argument) = vjp::linear_gelu(&normed, &self.fc1.w, Some(&self.fc1.b), None)?;
+        drop(normed);
         let mlp_branch = self.fc2.forward(&h)?;
+        drop(h);
         let out = fpdm_kernels::gate_residual(&sum, last_gate, &mlp_branch)?;
         Ok((out, BlockKept { x: x.clone(), qkv, attention, argument, mlp_branch }))
     }
@@ -146,8 +150,7 @@ impl Block {
     /// memory is in use.
     pub(super) fn pull(&self, kept: BlockKept, m: &Modulation, g: &Tensor, sums: &mut BlockSums) -> Result<Tensor> {
         let BlockKept { x, qkv, attention, argument, mlp_branch } = kept;
-        let branch = self.proj.forward(attention.out())?;
-        let g = self.pull_mlp((&x, &branch), (argument, mlp_branch), m, g, sums)?;
+        let (g, branch) = self.pull_mlp((&x, attention.out()), (argument, mlp_branch), m, g, sums)?;
         let [shift, scale, gate] = &m.attention;
         let dbranch = vjp::gate_gradients(&g, gate, &branch, &mut sums.modulation[1])?;
         drop(branch);
@@ -162,15 +165,16 @@ impl Block {
         Ok(vjp::norm_gradients((&x, scale), &dh, Some(&g), NORM_EPS, &mut sums.modulation[0])?)
     }
 
-    /// From the gradient of the output to that between attention and MLP, for the input and the attention's branch.
+    /// From the gradient of the output to that between attention and MLP, for the input and the attention's result; and
+    /// the attention's branch, made again where the widest tensors are gone.
     fn pull_mlp(
         &self,
-        (x, branch): (&Tensor, &Tensor),
+        (x, attention): (&Tensor, &Tensor),
         (argument, mlp_branch): (Tensor, Tensor),
         m: &Modulation,
         g: &Tensor,
         sums: &mut BlockSums,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor)> {
         let [shift, scale, gate] = &m.mlp;
         let dbranch = vjp::gate_gradients(g, gate, &mlp_branch, &mut sums.modulation[3])?;
         drop(mlp_branch);
@@ -178,13 +182,15 @@ impl Block {
         let (h, dargument) = vjp::gelu_gradient(argument, dh, Some(&mut sums.fc1.b))?;
         sums.fc2.add(&dbranch, &h)?;
         drop((h, dbranch));
-        let parts = (x, &m.attention[2], branch);
+        let branch = self.proj.forward(attention)?;
+        let parts = (x, &m.attention[2], &branch);
         let (sum, h) = vjp::gate_residual_norm(parts, (shift, scale), self.mlp_norm_eps)?;
         sums.fc1.w.add_product(&dargument, &h, 0)?;
         drop(h);
         let dh = vjp::input_gradient(&dargument, &self.fc1.w)?;
         drop(dargument);
-        Ok(vjp::norm_gradients((&sum, scale), &dh, Some(g), self.mlp_norm_eps, &mut sums.modulation[2])?)
+        let of_sum = &mut sums.modulation[2];
+        Ok((vjp::norm_gradients((&sum, scale), &dh, Some(g), self.mlp_norm_eps, of_sum)?, branch))
     }
 }
 
@@ -229,6 +235,7 @@ impl ImplicitMap {
         let z = z.detach();
         let (h, argument) = vjp::linear_gelu(&z, &self.w_z, None, Some(&self.injected))?;
         let mut x = self.fc2.forward(&h)?;
+        drop(h);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (block, m) in self.blocks.iter().zip(&self.modulations) {
             let (out, kept) = block.record(&x, m)?;
