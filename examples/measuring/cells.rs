@@ -15,7 +15,7 @@ use crate::sampling::ready::Ready;
 use crate::sampling::settings::Settings;
 
 /// Settings that come with the command.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("budgets", include_str!("tables/budgets.jsonl")),
     ("equal", include_str!("tables/equal.jsonl")),
     ("iterations", include_str!("tables/iterations.jsonl")),
@@ -23,6 +23,7 @@ const TABLES: [(&str, &str); 7] = [
     ("allocation", include_str!("tables/allocation.jsonl")),
     ("plain", include_str!("tables/plain.jsonl")),
     ("guidance", include_str!("tables/guidance.jsonl")),
+    ("depth", include_str!("tables/depth.jsonl")),
 ];
 
 /// What a setting may not say: the command says it.
