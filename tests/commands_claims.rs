@@ -152,9 +152,12 @@ fn many_settings_are_measured_in_one_process() -> Result<()> {
 
     // The tables that come with the command fit: what is missing is said after that.
     let missing = ["--reference", &first, "--held-out", "nowhere", "--weights", text(&weights), "--out", text(&out)];
-    for (models, settings) in
-        [(&[&*fpdm, &*dit][..], "budgets,equal,iterations,reuse,allocation,plain"), (&[&*fpdm], "guidance")]
-    {
+    let [around, within] = ["fpdm-2-1-2=", "fpdm-1-3-1="].map(|name| fpdm.replacen("a=", name, 1));
+    for (models, settings) in [
+        (&[&*fpdm, &*dit][..], "budgets,equal,iterations,reuse,allocation,plain"),
+        (&[&*fpdm], "guidance"),
+        (&[&*around, &*within], "depth"),
+    ] {
         let error = fails("claims", &[&["measure"], models, &missing, &["--settings", settings]].concat())?;
         assert!(error.contains("nowhere: there is no such file"), "{settings}: {error}");
     }
@@ -168,7 +171,7 @@ fn many_settings_are_measured_in_one_process() -> Result<()> {
         (r#"{"budget": "2each", "equal": {"in": "seconds", "model": "c", "steps": 3}}"#, "no model is `c`"),
         (r#"{"steps": 1, "equal": {"in": "seconds", "model": "b", "steps": 3}}"#, "one too many"),
         (r#"{"steps": true}"#, "neither a text nor a number"),
-        (r#"{"only": "nobody", "steps": 3}"#, "no line is for these models"),
+        (r#"{"only": "nobody", "steps": 3}"#, "no line is for these models, but for `nobody`"),
     ] {
         let file = at("wrong.jsonl");
         std::fs::write(&file, settings)?;

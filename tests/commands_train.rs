@@ -76,6 +76,9 @@ fn training_takes_every_estimator_source_and_network() -> Result<()> {
     let options = ["--supervise", "0.8", "--jacobian", "1", "--consistency", "0.1", "--recompute", "2"];
     run_to("options", &pixels, &options)?;
 
+    let nowhere = fails("train", &[text(&at("nowhere")), "--out", text(&at("no"))])?;
+    assert!(nowhere.contains("there is no such file or folder; `encode_dataset`"), "{nowhere}");
+
     // A broken file beside eight whole ones; the settings of a flow without labels; a DiT on the same data.
     std::fs::write(images.join("x.png"), b"no picture")?;
     let refused =

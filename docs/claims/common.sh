@@ -14,6 +14,7 @@
 #   NUM             samples of a cell                                                            2048
 #   SAMPLE_BATCH    samples at a time                                                            256
 #   PREDICTIONS     flow, v or both; the tables after b take the first                           flow v
+#   ESTIMATORS      of table f                                             all that `estimator` below has
 #   TRAIN_MORE, MEASURE_MORE   further flags of train, and of claims measure
 set -eu
 
@@ -23,6 +24,7 @@ DEVICE=${3:-${DEVICE:-auto}}
 DTYPE=${DTYPE:-bf16}
 SEEDS=${SEEDS:-0 1}
 PREDICTIONS=${PREDICTIONS:-flow v}
+ESTIMATORS=${ESTIMATORS:-jfb multistep unrolled phantom implicit sjfb-3 sjfb-6 sjfb-12}
 FACES=$DATA/faces192.tar
 CODEC=$DATA/taesd
 # faces192.tar: the first 12,000 are for training.
@@ -90,6 +92,7 @@ objective() {
 
 # Here, because a shell goes on where $(objective ...) among arguments fails.
 for prediction in $PREDICTIONS; do objective "$prediction" > /dev/null; done
+for estimator in $ESTIMATORS; do estimator "$estimator" > /dev/null; done
 
 # train NAME LATENTS FLAGS...: one run for each seed, to $OUT/runs/NAME-SEED and $OUT/models/NAME-SEED, unless it is there.
 # Fails after the last seed if one has failed.

@@ -1,7 +1,6 @@
 #!/bin/sh
 # Table f: estimators of the gradient, and M = N in 3, 6, 12, each trained for the same time. ESTIMATORS takes some.
 . "$(dirname "$0")/common.sh"
-ESTIMATORS=${ESTIMATORS:-jfb multistep unrolled phantom implicit sjfb-3 sjfb-6 sjfb-12}
 face_latents
 prediction=${PREDICTIONS%% *}
 models= runs=

@@ -4,10 +4,7 @@
 # A run of training or a call that measures is a job; each GPU takes the next one whose models are there. What has been done is
 # not done again, and what needs a job that has failed is left out. Lines are in $OUT/parts first, so that no two calls write to one file; logs and what each job took in $OUT/log.
 . "$(dirname "$0")/common.sh"
-here=$(dirname "$0")
 GPUS=${GPUS:-0 1}
-ESTIMATORS=${ESTIMATORS:-jfb multistep unrolled phantom implicit sjfb-3 sjfb-6 sjfb-12}
-for estimator in $ESTIMATORS; do estimator "$estimator" > /dev/null; done
 first=${PREDICTIONS%% *}
 queue=$OUT/queue
 rm -rf "$queue"

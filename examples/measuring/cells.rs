@@ -117,6 +117,11 @@ pub(crate) fn read(table: &str) -> Result<Vec<Wish>> {
 }
 
 impl Wish {
+    /// The words that must all fit a model.
+    pub(crate) fn only(&self) -> &str {
+        &self.only
+    }
+
     pub(crate) fn fits(&self, model: &Model) -> bool {
         self.only.split_whitespace().all(|word| model.is(word))
     }

@@ -1,9 +1,10 @@
 //! Samples of every setting of every model.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use fpdm_core::checkpoint::write_safetensors;
 use fpdm_eval::{Features, FrechetTo, Gaussian};
@@ -117,7 +118,14 @@ fn settle<'a>(
             }
         }
     }
-    ensure!(!cells.is_empty(), "--settings {}: no line is for these models", options.settings.join(","));
+    if cells.is_empty() {
+        let words: BTreeSet<&str> = wishes.iter().map(Wish::only).collect();
+        bail!(
+            "--settings {}: no line is for these models, but for {}; NAME=FOLDER gives a model a name",
+            options.settings.join(","),
+            words.into_iter().map(|only| format!("`{only}`")).collect::<Vec<_>>().join(", ")
+        );
+    }
     Ok(cells)
 }
 

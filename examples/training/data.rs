@@ -104,6 +104,10 @@ type Images = Pixels<Box<dyn ImageSource>, Decoder>;
 impl Data {
     /// Opens what the options name. Codecs compute on `device`; everything else is on the CPU.
     pub(crate) fn open(options: &DataOptions, seed: u64, device: &Device) -> Result<Self> {
+        for path in options.data.iter().chain(&options.labels) {
+            let help = "there is no such file or folder; `encode_dataset` makes latents of images";
+            ensure!(path.exists(), "{}: {help}", path.display());
+        }
         let first = options.data[0].as_path();
         if let Some(labels) = &options.labels {
             ensure!(options.data.len() == 1, "--labels belong to one folder of features");

@@ -39,6 +39,15 @@ struct Case {
     residual: bool,
 }
 
+impl Case {
+    /// 3×3, with everything that can come after it, and a result as large as the picture.
+    fn same() -> Self {
+        let how = Conv2d { before: 1, after: 1, ..Conv2d::default() };
+        let (inputs, outputs, picture, kernel) = (64, 64, [19, 40], [3, 3]);
+        Self { batch: 2, inputs, outputs, picture, kernel, how, bias: true, residual: true }
+    }
+}
+
 /// Rounding of the type: that of the sum, of its terms, and of the activation.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
@@ -147,17 +156,8 @@ fn random_convolutions() -> Result<()> {
 #[test]
 fn codec_convolutions() -> Result<()> {
     let _alone = alone();
-    let same = Conv2d { before: 1, after: 1, ..Conv2d::default() };
-    let base = Case {
-        batch: 3,
-        inputs: 64,
-        outputs: 64,
-        picture: [96, 112],
-        kernel: [3, 3],
-        how: same,
-        bias: true,
-        residual: true,
-    };
+    let base = Case { batch: 3, picture: [96, 112], ..Case::same() };
+    let same = base.how;
     for case in [
         Case { how: Conv2d { relu: true, ..same }, ..base.clone() },
         Case { how: Conv2d { upsample: 2, ..same }, bias: false, residual: false, picture: [48, 56], ..base.clone() },
@@ -182,18 +182,9 @@ fn codec_convolutions() -> Result<()> {
 #[test]
 fn chosen_convolutions() -> Result<()> {
     let _alone = alone();
-    let same = Conv2d { before: 1, after: 1, ..Conv2d::default() };
+    let base = Case::same();
+    let same = base.how;
     let twice = Conv2d { upsample: 2, ..same };
-    let base = Case {
-        batch: 2,
-        inputs: 64,
-        outputs: 64,
-        picture: [19, 40],
-        kernel: [3, 3],
-        how: same,
-        bias: true,
-        residual: true,
-    };
     let of = |inputs, outputs, picture| Case { inputs, outputs, picture, ..base.clone() };
     let cases_of = [
         // Few channels, lines of each kind, whole units and not.

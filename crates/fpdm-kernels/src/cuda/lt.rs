@@ -271,7 +271,11 @@ impl Lt {
         }
         let bytes = p.m * p.stride * p.out_dtype.size_in_bytes();
         let own = p.add.is_some_and(|(add, _)| add == p.out);
-        let room = own.then(|| unsafe { stream.alloc::<u8>(bytes) }).transpose().map_err(Error::wrap)?;
+        let room = if own { unsafe { stream.alloc::<u8>(bytes) }.ok() } else { None };
+        if own && room.is_none() {
+            // No memory to try in is no reason not to multiply.
+            return Ok(Some(first.algo));
+        }
         let elsewhere = room.as_ref().map(|room| room.device_ptr(stream).0);
         let tried = elsewhere.map_or(*p, |out| Product { out, add: Some((out, p.stride)), ..*p });
         let p = &tried;
